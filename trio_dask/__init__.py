@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
     from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.security.security import Security
+    from trio_dask.worker.remote_output import print, warn
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
 
 __all__ = [
@@ -127,12 +128,14 @@ __all__ = [
     "get_worker",
     "open_local_cluster",
     "open_ssh_cluster",
+    "print",
     "progress",
     "rejoin",
     "rpc",
     "secede",
     "temp_default_client",
     "wait",
+    "warn",
     "worker_client",
 ]
 
@@ -159,6 +162,7 @@ _HOMES = {
         "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
         "scheduler.plugins": "SchedulerPlugin",
         "security.security": "Security",
+        "worker.remote_output": "print warn",
         "worker.task_context": "check_cancelled get_worker rejoin secede",
     }.items()
     for name in names.split()

@@ -45,10 +45,8 @@ MODULE: Final = _reasons(
         NO_METADATA: "get_task_metadata",
         NO_DASHBOARD: "get_task_stream performance_report widgets",
         "use worker_client": "local_client",
-        "the output of a task appears where its worker prints": "print",
         "spans are not there yet": "span",
         NO_ASYNCIO: "sync",
-        "the warnings of a task appear where its worker prints": "warn",
     }
 )
 
@@ -56,14 +54,11 @@ CLIENT: Final = _reasons(
     {
         "results are copied when they are needed; use replicate for more copies": "amm",
         NO_DASHBOARD: "benchmark_hardware dashboard_link get_task_stream",
-        "call stacks of tasks are not available yet": "call_stack",
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
-        NO_LOGS: "forward_logging get_scheduler_logs get_worker_logs unforward_logging",
+        NO_LOGS: "forward_logging unforward_logging",
         "published datasets are not there yet": "get_dataset list_datasets publish_dataset unpublish_dataset",
-        "events are not there yet": "get_events log_event subscribe_topic unsubscribe_topic",
         "there is no executor of concurrent.futures yet; use submit and map": "get_executor",
         NO_METADATA: "get_metadata set_metadata",
-        "versions are compared when a worker or a client connects": "get_versions",
         "there is no profiler": "profile",
         NO_PLUGINS: "register_plugin register_worker_callbacks unregister_scheduler_plugin unregister_worker_plugin",
         NO_FILES: "upload_file",

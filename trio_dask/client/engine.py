@@ -23,6 +23,7 @@ from trio_dask.client.link import Link
 from trio_dask.client.loop_calls import LoopCalls
 from trio_dask.client.outgoing import Outgoing
 from trio_dask.client.shared_state import Closed, Connected, Dial, Phase, SharedState, Status
+from trio_dask.client.topic_handlers import TopicHandlers
 from trio_dask.client.wait_signals import PendingReply, SettleWaiter, ThreadSignal, TrioSignal, ValueReader
 from trio_dask.client.worker_channels import Channel, WorkerChannels
 from trio_dask.errors import KeyConflict
@@ -84,6 +85,8 @@ class Engine:
         self.attach, self.serve = link.attach, link.serve
 
         self._graphs = GraphSender(shared, outgoing)
+        self.topics = TopicHandlers(self)
+        self.core.on_event = self.topics.arrived
 
         self._client: Callable[[], Any] = _no_client
         self.future_type: Callable[[Engine, KeyState], Any] = _no_future
@@ -327,6 +330,10 @@ class Engine:
             if not isinstance(self.shared.phase, Closed):
                 self.core.tell(message)
         self._send_alone()
+
+    def subscribe(self, topic: str, *, wanted: bool) -> None:
+        """Have the scheduler tell the events of a topic from now on, or no longer."""
+        self._change(self.core.subscribe, topic, wanted=wanted)
 
     def _send_alone(self) -> None:
         self._outgoing.has_waited = True

@@ -110,6 +110,17 @@ class SchedulerStops(NamedTuple):
     """
 
 
+@tagged(130)
+class LogEvent(NamedTuple):
+    """Keep this event under these topics, and tell the clients that subscribe to them. `payload` is a pickled value.
+
+    Clients and workers send it.
+    """
+
+    topics: tuple[str, ...]
+    payload: bytes
+
+
 # ---------------------------------------------------------------------------------------------- client -> scheduler
 
 
@@ -292,6 +303,17 @@ class EndRequest(NamedTuple):
     is_taken: bool
 
 
+@tagged(131)
+class Subscribe(NamedTuple):
+    """The client wants a `TopicEvent` for each event of this topic from now on, or (not `wanted`) no longer.
+
+    Every client gets those of the topics `print` and `warn`.
+    """
+
+    topic: str
+    wanted: bool
+
+
 @tagged(19)
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
@@ -316,6 +338,8 @@ FromClient = (
     | Replicate
     | Coordinate
     | EndRequest
+    | LogEvent
+    | Subscribe
     | Shutdown
 )
 
@@ -385,7 +409,19 @@ class Stuck(NamedTuple):
     reasons: tuple[tuple[str, tuple[Key, ...] | None], ...]
 
 
-ToClient = KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuck
+@tagged(132)
+class TopicEvent(NamedTuple):
+    """An event of a topic, with the scheduler's time in seconds since 1970.
+
+    `payload` is that of a `LogEvent`, or a plain value of a plugin alone in a tuple.
+    """
+
+    topic: str
+    at: float
+    payload: Any
+
+
+ToClient = KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuck | TopicEvent
 
 
 # ---------------------------------------------------------------------------------------------- scheduler -> worker
@@ -588,6 +624,7 @@ FromWorker = (
     | Inventory
     | Drain
     | NotAcquired
+    | LogEvent
 )
 
 

@@ -26,6 +26,7 @@ from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Heartbeat, Message, Put, ToWorker
 from trio_dask.protocol.raw_memory import shared_memory, whole_of
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
+from trio_dask.worker.call_stacks import call_stacks
 from trio_dask.worker.core.blobs import BlobTable
 from trio_dask.worker.core.effects import (
     CancelFetch,
@@ -40,6 +41,7 @@ from trio_dask.worker.core.effects import (
 from trio_dask.worker.core.memory_policy import MemoryLimits
 from trio_dask.worker.core.worker import WorkerCore
 from trio_dask.worker.data_server import DataServer
+from trio_dask.worker.event_log import EventLog
 from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome, Rescheduled
 from trio_dask.worker.memory_monitor import MemoryMonitor, WorkerCallbacks, keep_nothing_unwatched
 from trio_dask.worker.peer_channels import PeerChannels
@@ -72,6 +74,7 @@ class CoreDriver:
         self._settings = settings
         self._memory = self._watch_memory(settings)
         self._store = ResultStore() if self._memory is None else self._memory.store
+        self._events = EventLog(self._send_events)
         self.handle = WorkerHandle(
             name=settings.name or "",
             nthreads=settings.nthreads,
@@ -79,6 +82,8 @@ class CoreDriver:
             resources=settings.resources,
             local_directory=settings.local_directory,
             data=self._store,
+            log=self._events.add,
+            call_stacks=call_stacks,
         )
         self._core = WorkerCore(settings.nthreads, blobs=BlobTable(shared_memory, whole_of))
         self._running_table = (
@@ -114,6 +119,7 @@ class CoreDriver:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run slots, fetches and the timer until cancelled. Sessions begin after `task_status.started`."""
+        self._events.attach()
         try:
             async with trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self._executor.run, self._take_outcomes)
@@ -142,6 +148,7 @@ class CoreDriver:
         self.handle.incarnation = registration.incarnation
         self._core.session_began(address, returned)
         self._heartbeat_at = trio.current_time() + self._settings.heartbeat_interval_s
+        self._send_events()
         self._act()
 
     def session_lost(self) -> None:
@@ -229,8 +236,16 @@ class CoreDriver:
 
     # ------------------------------------------------------------------------------------------ events
 
+    def _send_events(self) -> None:
+        """Send what tasks have logged; between sessions it waits for the next one."""
+        if self._connection is not None and self._events.waiting:
+            self._connection.send_many_nowait(self._events.take())
+            self._connection.flush_nowait()
+
     def _take_outcomes(self, outcomes: list[Outcome]) -> None:
         core = self._core
+        if self._events.waiting:  # clients hear of events before they hear of the result
+            self._send_events()
         waiting: list[SimpleQueue[None]] = []
         for outcome in outcomes:
             if isinstance(outcome, Finished):  # the usual case

@@ -26,10 +26,20 @@ from trio_dask.scheduler.core.coordination.handlers import coordinate, end_reque
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
 from trio_dask.scheduler.core.placement import keep_off, update_duration
 from trio_dask.scheduler.core.queries import answer
-from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, FIRE_AND_FORGET, Client, State, Stop, Task, Worker
+from trio_dask.scheduler.core.state import (
+    DEFAULT_OPTIONS,
+    FIRE_AND_FORGET,
+    Client,
+    ServiceQuestion,
+    State,
+    Stop,
+    Task,
+    Worker,
+)
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.submission import submit, submit_graph
 from trio_dask.scheduler.core.task_states import RELEASED, Erred, Failure, InMemory, Processing, RetryHistory
+from trio_dask.scheduler.core.topic_handlers import log_event, subscribe
 from trio_dask.scheduler.core.worker_states import Away
 
 # ------------------------------------------------------------------------------------------------- from workers
@@ -244,6 +254,9 @@ def _query(state: State, client: Client, message: m.Query) -> None:
         goal = WorkerCount(int(message.arguments[0]))
         state.pending.add(PendingRequest(client.peer, message.request, goal))
         return
+    if message.what in ("logs", "versions"):
+        state.requests.append(ServiceQuestion(client.peer, message.request, message.what, message.arguments))
+        return
     state.send(client.peer, m.Reply(message.request, answer(state, message.what, message.arguments)))
 
 
@@ -312,6 +325,7 @@ FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
     m.Inventory: reconnect.reconcile,
     m.Drain: retirement.drain,
     m.NotAcquired: retirement.not_acquired,
+    m.LogEvent: log_event,
 }
 FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Blob: receive,
@@ -332,6 +346,8 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Replicate: replication.replicate,
     m.Coordinate: coordinate,
     m.EndRequest: end_request,
+    m.LogEvent: log_event,
+    m.Subscribe: subscribe,
     m.Shutdown: _shutdown,
 }
 FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {

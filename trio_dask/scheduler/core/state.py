@@ -19,6 +19,7 @@ from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
 from trio_dask.scheduler.core.task_states import RELEASED, Phase, Queued, RetryHistory
+from trio_dask.scheduler.core.topics import Topics
 from trio_dask.scheduler.core.worker_index import WorkerIndex
 from trio_dask.scheduler.core.worker_states import NEW, WorkerPhase
 
@@ -70,6 +71,8 @@ class CoreSettings(NamedTuple):
     idle_timeout_s: float = float("inf")
     stuck_after_s: float = 10.0
     """Tasks that no worker can take are reported after this time."""
+    unix_offset_s: float = 0.0
+    """From the clock of `now` to seconds since 1970."""
     validate: bool = False
 
 
@@ -295,7 +298,16 @@ class LogLine(NamedTuple):
     serious: bool = False
 
 
-Request: TypeAlias = ClosePeer | Stop | LogLine
+class ServiceQuestion(NamedTuple):
+    """A client asks what only the service knows: `logs` or `versions`, with these arguments. It answers by `reply`."""
+
+    peer: PeerId
+    request: int
+    what: str
+    arguments: tuple[str, ...]
+
+
+Request: TypeAlias = ClosePeer | Stop | LogLine | ServiceQuestion
 
 
 class State:
@@ -341,6 +353,7 @@ class State:
         """By session: the nanny's name for the worker process that it last reported alive."""
         self.nanny_of: dict[str, PeerId] = {}
         """By the nanny's name for its process."""
+        self.topics = Topics()
         self.pending = PendingRequests()
         self.coordination = Coordination()
         self.coordinated: dict[Task, int] = {}
