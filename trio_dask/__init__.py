@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from trio_dask._version import __version__
 from trio_dask.errors import (
+    ActorLost,
     AddressError,
     ClusterError,
     DataLost,
@@ -46,6 +47,7 @@ from trio_dask.errors import (
 from trio_dask.hooks import hooks
 
 if TYPE_CHECKING:
+    from trio_dask.client.actors import Actor, ActorFuture, BaseActorFuture
     from trio_dask.client.as_completed import as_completed
     from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
@@ -72,6 +74,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ALL_COMPLETED",
     "FIRST_COMPLETED",
+    "Actor",
+    "ActorFuture",
+    "ActorLost",
     "Adaptive",
     "AddressError",
     "AsyncClient",
@@ -82,6 +87,7 @@ __all__ = [
     "AsyncQueue",
     "AsyncSemaphore",
     "AsyncVariable",
+    "BaseActorFuture",
     "CancelledError",
     "Client",
     "ClusterError",
@@ -142,6 +148,7 @@ __all__ = [
 _HOMES = {
     name: module
     for module, names in {
+        "client.actors": "Actor ActorFuture BaseActorFuture",
         "client.as_completed": "as_completed",
         "client.async_client": "AsyncClient",
         "client.client": "Client",
@@ -221,6 +228,13 @@ def _worker_settings(arguments: Any) -> Any:
     return read_settings(arguments)
 
 
+def _actor(*fields: Any) -> Any:
+    from trio_dask.client.actors import Actor
+
+    return Actor(*fields)
+
+
+hooks.actor = _actor
 hooks.scheduler_settings = _scheduler_settings
 hooks.worker_settings = _worker_settings
 hooks.around_tasks = _around_tasks

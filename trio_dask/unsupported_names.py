@@ -28,8 +28,7 @@ def _reasons(names: Mapping[str, str]) -> Mapping[str, str]:
 
 MODULE: Final = _reasons(
     {
-        "actors are not there yet": "Actor ActorFuture BaseActorFuture",
-        "there is no executor of concurrent.futures yet; use Client.submit and Client.map": "CompatibleExecutor",
+        "use Client.get_executor": "CompatibleExecutor",
         NO_PLUGINS: "CondaInstall InstallPlugin NannyPlugin PipInstall WorkerPlugin",
         "use dask-worker --env NAME=VALUE": "Environ",
         "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
@@ -57,7 +56,6 @@ CLIENT: Final = _reasons(
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
         NO_LOGS: "forward_logging unforward_logging",
         "published datasets are not there yet": "get_dataset list_datasets publish_dataset unpublish_dataset",
-        "there is no executor of concurrent.futures yet; use submit and map": "get_executor",
         NO_METADATA: "get_metadata set_metadata",
         "there is no profiler": "profile",
         NO_PLUGINS: "register_plugin register_worker_callbacks unregister_scheduler_plugin unregister_worker_plugin",

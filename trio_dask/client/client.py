@@ -6,7 +6,7 @@ import atexit
 import os
 import weakref
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import trio
@@ -25,6 +25,9 @@ from trio_dask.client.topics import BlockingTopics
 from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
 from trio_dask.errors import UsageError
 from trio_dask.hooks import hooks
+
+if TYPE_CHECKING:
+    from trio_dask.client.executor import ClientExecutor
 
 _open_clients: WeakSet[Client] = WeakSet()
 
@@ -161,6 +164,22 @@ class Client(BlockingOperations, BlockingTopics, BlockingInspection, BlockingLoc
         if self._owns_cluster:
             self._owns_cluster = False
             self.cluster.close()
+
+    def get_executor(self, **options: Any) -> ClientExecutor:
+        """A `concurrent.futures.Executor` that runs its calls here, for code that takes such an object.
+
+            with client.get_executor(pure=False) as executor:
+                results = list(executor.map(f, range(1000), chunksize=10))
+
+        Args:
+          **options: of all its calls, as in `submit`: `pure`, `workers`, `allow_other_workers`, `resources`,
+            `retries`, `priority`, `time_limit`.
+
+        Raises `TypeError` for another option, and `UsageError` for one that makes no sense.
+        """
+        from trio_dask.client.executor import ClientExecutor
+
+        return ClientExecutor(self, **options)
 
     asynchronous = False
     """For dask, which takes a client as `scheduler=` if it blocks."""

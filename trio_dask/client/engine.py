@@ -15,6 +15,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Concatenate, ParamSpec
 
+from trio_dask.client.actor_lines import ActorLines, BothWays
 from trio_dask.client.core.client import OnReply
 from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.outbox import Content, GraphPart, Row
@@ -25,7 +26,7 @@ from trio_dask.client.outgoing import Outgoing
 from trio_dask.client.shared_state import Closed, Connected, Dial, Phase, SharedState, Status
 from trio_dask.client.topic_handlers import TopicHandlers
 from trio_dask.client.wait_signals import PendingReply, SettleWaiter, ThreadSignal, TrioSignal, ValueReader
-from trio_dask.client.worker_channels import Channel, WorkerChannels
+from trio_dask.client.worker_channels import WorkerChannels
 from trio_dask.errors import KeyConflict
 from trio_dask.hooks import hooks
 from trio_dask.ids import Incarnation, Key
@@ -57,7 +58,7 @@ class Engine:
         self,
         incarnation: Incarnation,
         dial: Dial,
-        open_channel: Callable[[str], Awaitable[Channel]],
+        open_channel: Callable[[str], Awaitable[BothWays]],
         *,
         grace_s: float = 2.0,
         patience_s: float = math.inf,
@@ -80,6 +81,9 @@ class Engine:
 
         self._outgoing = outgoing = Outgoing(shared, calls, self.channels)
         self.drop, self.when_unused = outgoing.drop, outgoing.when_unused
+
+        self.lines = ActorLines(shared, calls, open_channel)
+        """To the actors on workers."""
 
         self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s, patience_s)
         self.attach, self.serve = link.attach, link.serve

@@ -43,6 +43,7 @@ from trio_dask.worker.core.worker import WorkerCore
 from trio_dask.worker.data_server import DataServer
 from trio_dask.worker.event_log import EventLog
 from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome, Rescheduled
+from trio_dask.worker.hosted_actors import HostedActors
 from trio_dask.worker.memory_monitor import MemoryMonitor, WorkerCallbacks, keep_nothing_unwatched
 from trio_dask.worker.peer_channels import PeerChannels
 from trio_dask.worker.process_memory import ProcessMemory
@@ -85,6 +86,7 @@ class CoreDriver:
             log=self._events.add,
             call_stacks=call_stacks,
         )
+        self._actors = self.handle.actors = HostedActors()
         self._core = WorkerCore(settings.nthreads, blobs=BlobTable(shared_memory, whole_of))
         self._running_table = (
             None if settings.board_fd is None else RunningTable.attach(settings.board_fd, settings.nthreads)
@@ -97,12 +99,13 @@ class CoreDriver:
             worker=self.handle,
             inline_limit_bytes=settings.inline_limit_bytes,
             max_tasks=settings.max_tasks,
+            host_actor=self._actors.host,
             running_table=self._running_table,
             reservations=None if self._memory is None else self._memory.reservations,
             reserve_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
         )
         self._peers = PeerChannels(self._open_channel, None if self._memory is None else self._memory.room)
-        self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory)
+        self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory, self._actors)
         self._connection: Connection | None = None
         self._credentials = NO_CREDENTIALS  # until there was a session
         self._end: EndSession | None = None
@@ -131,6 +134,7 @@ class CoreDriver:
                 finally:
                     self._peers.close_idle()
         finally:
+            self._actors.close()
             self._process.close()
 
     # ------------------------------------------------------------------------------------------ sessions
@@ -143,7 +147,7 @@ class CoreDriver:
         self._end = None
         address = str(registration.address)
         self.handle.name = given_name(self._settings.name or address)
-        self.handle.address = address
+        self.handle.address = self._actors.address = address
         self.handle.scheduler_address = str(registration.scheduler)
         self.handle.incarnation = registration.incarnation
         self._core.session_began(address, returned)
@@ -252,9 +256,13 @@ class CoreDriver:
                 run, value, nbytes, type_name, inline, duration_s, copied_bytes = outcome
                 if core.is_current(run):
                     self._store.put(run.key, value, nbytes, copied_bytes)
+                elif run.extra:
+                    self._actors.drop_unwanted(run)
                 core.finished(run, nbytes, type_name, inline, duration_s)
             elif isinstance(outcome, Failed):
                 core.failed(*outcome)
+                if outcome.run.extra:
+                    self._actors.drop_unwanted(outcome.run)
             elif isinstance(outcome, InputGone):
                 self._report_lost()
                 core.input_gone(*outcome)
@@ -349,6 +357,7 @@ class CoreDriver:
                     self._fetches.pop(fetch).cancel()
             case FreeKeys(keys):
                 self._store.drop(keys)
+                self._actors.drop(keys)
             case ForgetFunctions(digests):
                 self._executor.forget(digests)
             case EndSession():

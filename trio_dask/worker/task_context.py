@@ -49,6 +49,7 @@ class WorkerHandle:
         self.incarnation = ""
         self.data: Mapping[Key, Any] = {} if data is None else data
         self.state: dict[str, Any] = {}
+        self.actors: Any = None
         self.client: Any = None
         self._log = log
         self._call_stacks = call_stacks

@@ -99,7 +99,8 @@ def _input_missing(state: State, worker: Worker, message: m.InputMissing) -> Non
     source = state.tasks.get(message.key)
     if source is not None:
         holder = state.addresses.get(message.address) if message.address else worker
-        if holder is not None and type(holder.phase) is not Away:
+        is_elsewhere = bool(message.address) and holder is not None and source.is_home_of_actor(holder)
+        if holder is not None and type(holder.phase) is not Away and not is_elsewhere:
             _drop_replica(state, source, holder, f"{worker.info.name} could not get it from {holder.info.name}")
     task = worker.processing.get(message.run)
     if task is not None:
@@ -241,7 +242,7 @@ def _fetch_failed(state: State, client: Client, message: m.FetchFailed) -> None:
         if isinstance(phase, InMemory) and all(type(other.phase) is Away for other in phase.holders):
             holder.phase.absence.failed_readers.append((client.peer, task))
             return
-    elif holder is not None:
+    elif holder is not None and not task.is_home_of_actor(holder):  # an actor lives on, whoever could not reach it
         _drop_replica(state, task, holder, f"client {client.name} could not get it from {holder.info.name}")
     if isinstance(task.phase, InMemory):
         task_transitions.notify_client(state, task, client.peer)

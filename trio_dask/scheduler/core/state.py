@@ -18,7 +18,7 @@ from trio_dask.scheduler.core.coordination.table import Coordination
 from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
-from trio_dask.scheduler.core.task_states import RELEASED, Phase, Queued, RetryHistory
+from trio_dask.scheduler.core.task_states import RELEASED, InMemory, Phase, Queued, RetryHistory
 from trio_dask.scheduler.core.topics import Topics
 from trio_dask.scheduler.core.worker_index import WorkerIndex
 from trio_dask.scheduler.core.worker_states import NEW, WorkerPhase
@@ -115,6 +115,8 @@ class TaskOptions(NamedTuple):
     allow_other_workers: bool = False
     resources: tuple[tuple[str, float], ...] = ()
     time_limit_s: float | None = None
+    actor: bool = False
+    """The worker keeps the object that the task makes. The result is a proxy, and stands or falls with that worker."""
 
 
 DEFAULT_OPTIONS: Final = TaskOptions()
@@ -159,6 +161,10 @@ class Task:
     history: RetryHistory | None = None
     blobs: tuple[StoredBlob, ...] = ()
     token: bytes = b""
+
+    def is_home_of_actor(self, worker: Worker) -> bool:
+        """Whether the result is an actor that lives on this worker; others have copies of its proxy."""
+        return self.options.actor and type(self.phase) is InMemory and self.phase.holders[0] is worker
 
     def __repr__(self) -> str:
         return f"<Task {self.key} {self.phase.state}>"
