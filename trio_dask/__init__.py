@@ -60,12 +60,16 @@ if TYPE_CHECKING:
     from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
     from trio_dask.client.default_clients import default_client, temp_default_client
     from trio_dask.client.futures import AsyncFuture, Future
+    from trio_dask.client.metadata_operations import get_task_metadata
     from trio_dask.client.progress import progress
     from trio_dask.client.rpc_client import rpc
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.adaptive import Adaptive
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
+    from trio_dask.plugins.bases import Environ, NannyPlugin, WorkerPlugin
+    from trio_dask.plugins.files import UploadDirectory, UploadFile
+    from trio_dask.plugins.installs import InstallPlugin, PipInstall
     from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.security.security import Security
     from trio_dask.worker.remote_output import print, warn
@@ -93,18 +97,22 @@ __all__ = [
     "ClusterError",
     "DataLost",
     "DoneAndNotDone",
+    "Environ",
     "Event",
     "ForkedClientError",
     "Future",
     "FutureCancelledError",
     "FutureLost",
+    "InstallPlugin",
     "KeptCrashing",
     "KeyConflict",
     "KilledWorker",
     "LocalCluster",
     "Lock",
     "MultiLock",
+    "NannyPlugin",
     "NoScheduler",
+    "PipInstall",
     "ProtocolError",
     "Queue",
     "RefusedError",
@@ -122,8 +130,11 @@ __all__ = [
     "TaskTimeout",
     "TrioDaskError",
     "UnavailableError",
+    "UploadDirectory",
+    "UploadFile",
     "UsageError",
     "Variable",
+    "WorkerPlugin",
     "__version__",
     "as_completed",
     "check_cancelled",
@@ -131,6 +142,7 @@ __all__ = [
     "fire_and_forget",
     "futures_of",
     "get_client",
+    "get_task_metadata",
     "get_worker",
     "open_local_cluster",
     "open_ssh_cluster",
@@ -161,12 +173,16 @@ _HOMES = {
         "client.current_client": "fire_and_forget futures_of get_client worker_client",
         "client.default_clients": "default_client temp_default_client",
         "client.futures": "AsyncFuture Future",
+        "client.metadata_operations": "get_task_metadata",
         "client.progress": "progress",
         "client.rpc_client": "rpc",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.adaptive": "Adaptive",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
         "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
+        "plugins.bases": "Environ NannyPlugin WorkerPlugin",
+        "plugins.files": "UploadDirectory UploadFile",
+        "plugins.installs": "InstallPlugin PipInstall",
         "scheduler.plugins": "SchedulerPlugin",
         "security.security": "Security",
         "worker.remote_output": "print warn",

@@ -46,6 +46,7 @@ FLOORS: Mapping[str, int] = {
     "client.core": 2,
     "nanny.restart_policy": 2,
     "comm": 3,
+    "plugins": 3,
     "processes": 3,
     "scheduler": 4,
     "worker": 4,

@@ -14,12 +14,15 @@ from trio_dask.client import default_clients
 from trio_dask.client.as_completed import as_completed
 from trio_dask.client.call_forms import Timeout, awaitable
 from trio_dask.client.client_base import IGNORED, BaseClient
+from trio_dask.client.dataset_operations import AsyncDatasets
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture
 from trio_dask.client.inspection import AsyncInspection
 from trio_dask.client.local_runs import AsyncLocalRuns
+from trio_dask.client.metadata_operations import AsyncMetadata
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, settings_for
 from trio_dask.client.operations import AsyncOperations
+from trio_dask.client.plugin_operations import AsyncPlugins
 from trio_dask.client.progress import progress_async
 from trio_dask.client.topics import AsyncTopics
 from trio_dask.client.wait import wait_async
@@ -32,7 +35,16 @@ LONGEST_FAREWELL_S: Final = 30.0
 """The engine bounds its own farewell; this is for a bug in that."""
 
 
-class AsyncClient(AsyncOperations, AsyncTopics, AsyncInspection, AsyncLocalRuns, BaseClient[AsyncFuture]):
+class AsyncClient(
+    AsyncOperations,
+    AsyncDatasets,
+    AsyncMetadata,
+    AsyncPlugins,
+    AsyncTopics,
+    AsyncInspection,
+    AsyncLocalRuns,
+    BaseClient[AsyncFuture],
+):
     """A client for Trio programs; everything that waits is `async`.
 
         async with AsyncClient("tcp://10.0.0.5:8786") as client:

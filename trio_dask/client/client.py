@@ -14,13 +14,16 @@ import trio
 from trio_dask.client import default_clients, orphaned_clusters
 from trio_dask.client.call_forms import Timeout, blocking
 from trio_dask.client.client_base import IGNORED, BaseClient
+from trio_dask.client.dataset_operations import BlockingDatasets
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future
 from trio_dask.client.inspection import BlockingInspection
 from trio_dask.client.local_runs import BlockingLocalRuns
 from trio_dask.client.loop_thread import CallbackThread, EngineThread
+from trio_dask.client.metadata_operations import BlockingMetadata
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, home_of, settings_for
 from trio_dask.client.operations import BlockingOperations
+from trio_dask.client.plugin_operations import BlockingPlugins
 from trio_dask.client.topics import BlockingTopics
 from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
 from trio_dask.errors import UsageError
@@ -32,7 +35,16 @@ if TYPE_CHECKING:
 _open_clients: WeakSet[Client] = WeakSet()
 
 
-class Client(BlockingOperations, BlockingTopics, BlockingInspection, BlockingLocalRuns, BaseClient[Future]):
+class Client(
+    BlockingOperations,
+    BlockingDatasets,
+    BlockingMetadata,
+    BlockingPlugins,
+    BlockingTopics,
+    BlockingInspection,
+    BlockingLocalRuns,
+    BaseClient[Future],
+):
     """A client for ordinary, blocking code.
 
         with Client() as client:

@@ -167,6 +167,8 @@ class Executor:
         self._large: dict[Digest, int] = {}  # the expected size of results, for functions with large ones
         self._largest = 0  # the same for functions that have not run yet
         self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._execute_one = self._execute
+        """Something else while the starts of runs are watched."""
         self._seceded = SecededTasks(self._slots, self._cells, start=self._start_slot, post=self._post, wake=self.wake)
         self._posted: deque[_Posted] = deque()
         self._cancelled_runs: dict[int, Run] = {}  # by identity, until their outcome comes
@@ -222,6 +224,18 @@ class Executor:
             if context is not None and context.run is run:
                 context.cancel()
 
+    def watch(self, started: Callable[[Key], None] | None) -> None:
+        """Have this called, by the slots, with the key of each run that begins; or no longer."""
+        if started is None:
+            self._execute_one = self._execute
+            return
+
+        def execute(context: TaskContext, number: int, carried: Mapping[Key, Any]) -> Outcome:
+            started(context.key)
+            return self._execute(context, number, carried)
+
+        self._execute_one = execute
+
     def running_for(self, seconds: float) -> list[Run]:
         """The runs that have been executing for at least this long."""
         before = perf_counter() - seconds
@@ -244,6 +258,10 @@ class Executor:
             self._functions.pop(digest, None)
             self._known.discard(digest)
             self._large.pop(digest, None)
+
+    def forget_all(self) -> None:
+        """Drop all unpickled functions. From any thread: a slot that misses one unpickles it again."""
+        self._functions.clear()
 
     def _deliver(self) -> None:
         """Pass on what has gathered. Trio calls this directly when a slot asks: a Trio task would come later."""
@@ -338,7 +356,7 @@ class Executor:
         while following is not None:
             run = following
             context = TaskContext(run, self._worker, self._seceded, number)
-            execute = self._execute_with_reservation if self._largest else self._execute
+            execute = self._execute_with_reservation if self._largest else self._execute_one
             outcome = execute(context, number, carried)
             self._post(outcome)
             if type(outcome) is not Finished or context.slot is None:
@@ -357,7 +375,7 @@ class Executor:
             self.spent = True
             self._post(Begun(run, None))  # so that the loop sees `spent`
         context = TaskContext(run, self._worker, self._seceded, number)
-        execute = self._execute_with_reservation if self._largest else self._execute
+        execute = self._execute_with_reservation if self._largest else self._execute_one
         self._post(execute(context, number, {}))
         return context.slot
 
@@ -365,13 +383,13 @@ class Executor:
         """One run, which reserves memory before it starts if its result may be large."""
         expected = self._expected(context.run.function)
         if not expected or self._reservations is None:
-            return self._execute(context, number, carried)
+            return self._execute_one(context, number, carried)
         context.started_at = inf
         self._slots[number] = context  # it has its slot while it waits
         self._reservations.reserve(expected)
         try:
             context.started_at = perf_counter()
-            return self._execute(context, number, carried)
+            return self._execute_one(context, number, carried)
         finally:
             self._reservations.release(expected)
 

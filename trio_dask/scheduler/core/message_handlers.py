@@ -14,6 +14,7 @@ from trio_dask.protocol import messages as m
 from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.scheduler.core import (
     clients,
+    plugins,
     reconnect,
     replication,
     retirement,
@@ -23,6 +24,7 @@ from trio_dask.scheduler.core import (
 )
 from trio_dask.scheduler.core.blobs import forget_blobs, receive
 from trio_dask.scheduler.core.coordination.handlers import coordinate, end_request
+from trio_dask.scheduler.core.metadata import set_metadata
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
 from trio_dask.scheduler.core.placement import keep_off, update_duration
 from trio_dask.scheduler.core.queries import answer
@@ -326,6 +328,7 @@ FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
     m.Inventory: reconnect.reconcile,
     m.Drain: retirement.drain,
     m.NotAcquired: retirement.not_acquired,
+    m.PluginDone: plugins.worker_done,
     m.LogEvent: log_event,
 }
 FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
@@ -347,6 +350,9 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Replicate: replication.replicate,
     m.Coordinate: coordinate,
     m.EndRequest: end_request,
+    m.SetMetadata: set_metadata,
+    m.RegisterPlugin: plugins.register,
+    m.UnregisterPlugin: plugins.unregister,
     m.LogEvent: log_event,
     m.Subscribe: subscribe,
     m.Shutdown: _shutdown,
@@ -354,4 +360,5 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
 FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {
     m.WorkerAlive: reconnect.nanny_heartbeat,
     m.WorkerExited: reconnect.worker_exited,
+    m.PluginDone: plugins.nanny_done,
 }
