@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from trio_dask.client.futures import AsyncFuture, Future
     from trio_dask.client.metadata_operations import get_task_metadata
     from trio_dask.client.progress import progress
+    from trio_dask.client.reports import get_task_stream, performance_report
     from trio_dask.client.rpc_client import rpc
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.adaptive import Adaptive
@@ -143,9 +144,11 @@ __all__ = [
     "futures_of",
     "get_client",
     "get_task_metadata",
+    "get_task_stream",
     "get_worker",
     "open_local_cluster",
     "open_ssh_cluster",
+    "performance_report",
     "print",
     "progress",
     "rejoin",
@@ -176,6 +179,7 @@ _HOMES = {
         "client.metadata_operations": "get_task_metadata",
         "client.progress": "progress",
         "client.rpc_client": "rpc",
+        "client.reports": "get_task_stream performance_report",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.adaptive": "Adaptive",
         "deploy.local_cluster": "LocalCluster open_local_cluster",

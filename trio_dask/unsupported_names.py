@@ -36,7 +36,7 @@ MODULE: Final = _reasons(
         "there is no class for a worker; start one with dask-worker or LocalCluster; tasks have get_worker()": "Worker",
         "use dask.config; docs/configuration.md has the keys": "config",
         INTERNAL: "connect dask",
-        NO_DASHBOARD: "get_task_stream performance_report widgets",
+        NO_DASHBOARD: "widgets",
         "use worker_client": "local_client",
         "spans are not there yet": "span",
         NO_ASYNCIO: "sync",
@@ -46,7 +46,7 @@ MODULE: Final = _reasons(
 CLIENT: Final = _reasons(
     {
         "results are copied when they are needed; use replicate for more copies": "amm",
-        NO_DASHBOARD: "benchmark_hardware dashboard_link get_task_stream",
+        NO_DASHBOARD: "benchmark_hardware dashboard_link",
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
         NO_LOGS: "forward_logging unforward_logging",
         "there is no profiler": "profile",

@@ -24,6 +24,7 @@ from trio_dask.client.open_engine import address_of, client_tls, engine_for, set
 from trio_dask.client.operations import AsyncOperations
 from trio_dask.client.plugin_operations import AsyncPlugins
 from trio_dask.client.progress import progress_async
+from trio_dask.client.task_stream import AsyncStreams
 from trio_dask.client.topics import AsyncTopics
 from trio_dask.client.wait import wait_async
 from trio_dask.client.wait_signals import require_trio
@@ -42,6 +43,7 @@ class AsyncClient(
     AsyncPlugins,
     AsyncTopics,
     AsyncInspection,
+    AsyncStreams,
     AsyncLocalRuns,
     BaseClient[AsyncFuture],
 ):

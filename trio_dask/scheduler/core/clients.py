@@ -52,6 +52,10 @@ def remove_client(state: State, client: Client) -> None:
     client_left(state, client)
     plugins.client_left(state, client)
     state.topics.client_left(client.peer)
+    if state.run_record is not None:
+        state.run_record.clients.pop(client.peer, None)
+        if not state.run_record.clients:
+            state.run_record = None
     if state.events is not None:
         state.events.note(ClientRemoved(state.now, client.name))
 

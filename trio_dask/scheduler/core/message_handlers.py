@@ -28,6 +28,7 @@ from trio_dask.scheduler.core.metadata import set_metadata
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
 from trio_dask.scheduler.core.placement import keep_off, update_duration
 from trio_dask.scheduler.core.queries import answer
+from trio_dask.scheduler.core.run_record import Ran, RunRecord
 from trio_dask.scheduler.core.state import (
     DEFAULT_OPTIONS,
     FIRE_AND_FORGET,
@@ -55,13 +56,23 @@ def _run_finished(state: State, worker: Worker, message: m.RunFinished) -> None:
         return
     if task.function is not None:
         update_duration(state, task.function, message.duration_s)
+    if state.run_record is not None:
+        _note_run(state, worker, task, message.duration_s, message.nbytes, message.type_name)
     task_transitions.finish(state, task, worker, message.nbytes, message.type_name, message.value)
+
+
+def _note_run(state: State, worker: Worker, task: Task, duration_s: float, nbytes: int, type_name: str) -> None:
+    if state.run_record is not None:
+        at = state.now + state.settings.unix_offset_s
+        state.run_record.note(Ran(at, worker.info.address, task.key, duration_s, nbytes, type_name))
 
 
 def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
     task = worker.processing.get(message.run)
     if task is None:
         return
+    if state.run_record is not None:
+        _note_run(state, worker, task, message.duration_s, 0, "")
     if message.kind == "reschedule":
         keep_off(state, task, worker)
         task_transitions.requeue(state, task, f"{worker.info.name} rescheduled it")
@@ -256,6 +267,13 @@ def _query(state: State, client: Client, message: m.Query) -> None:
             raise ProtocolError(f"wait_for_workers takes a number of workers, not {message.arguments!r}")
         goal = WorkerCount(int(message.arguments[0]))
         state.pending.add(PendingRequest(client.peer, message.request, goal))
+        return
+    if message.what == "task_stream":
+        record = state.run_record or RunRecord()
+        runs = record.between(message.arguments)
+        record.clients[client.peer] = None
+        state.run_record = record
+        state.send(client.peer, m.Reply(message.request, runs))
         return
     if message.what in ("logs", "versions"):
         state.requests.append(ServiceQuestion(client.peer, message.request, message.what, message.arguments))

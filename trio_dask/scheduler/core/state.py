@@ -18,6 +18,7 @@ from trio_dask.scheduler.core.coordination.table import Coordination
 from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
+from trio_dask.scheduler.core.run_record import RunRecord
 from trio_dask.scheduler.core.task_states import RELEASED, InMemory, Phase, Queued, RetryHistory
 from trio_dask.scheduler.core.topics import Topics
 from trio_dask.scheduler.core.worker_index import WorkerIndex
@@ -385,6 +386,8 @@ class State:
         self.nanny_of: dict[str, PeerId] = {}
         """By the nanny's name for its process."""
         self.topics = Topics()
+        self.run_record: RunRecord | None = None
+        """None while no client has asked for it."""
         self.pending = PendingRequests()
         self.coordination = Coordination()
         self.coordinated: dict[Task, int] = {}
