@@ -33,6 +33,7 @@ from trio_dask.errors import (
     ProtocolError,
     RefusedError,
     RemoteError,
+    Reschedule,
     SchedulerLost,
     SerializationError,
     SpillError,
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from trio_dask.client.coordination.semaphores import AsyncSemaphore, Semaphore
     from trio_dask.client.coordination.variables import AsyncVariable, Variable
     from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
-    from trio_dask.client.default_clients import default_client
+    from trio_dask.client.default_clients import default_client, temp_default_client
     from trio_dask.client.futures import AsyncFuture, Future
     from trio_dask.client.metadata_operations import get_task_metadata
     from trio_dask.client.progress import progress
@@ -117,6 +118,7 @@ __all__ = [
     "Queue",
     "RefusedError",
     "RemoteError",
+    "Reschedule",
     "SSHCluster",
     "SchedulerLost",
     "SchedulerPlugin",
@@ -152,6 +154,7 @@ __all__ = [
     "rejoin",
     "rpc",
     "secede",
+    "temp_default_client",
     "wait",
     "warn",
     "worker_client",
@@ -171,7 +174,7 @@ _HOMES = {
         "client.coordination.semaphores": "AsyncSemaphore Semaphore",
         "client.coordination.variables": "AsyncVariable Variable",
         "client.current_client": "fire_and_forget futures_of get_client worker_client",
-        "client.default_clients": "default_client",
+        "client.default_clients": "default_client temp_default_client",
         "client.futures": "AsyncFuture Future",
         "client.metadata_operations": "get_task_metadata",
         "client.progress": "progress",
@@ -213,6 +216,12 @@ def _local_cluster(**options: Any) -> Any:
     return LocalCluster(**options)
 
 
+def _open_local_cluster(**options: Any) -> Any:
+    from trio_dask.deploy.local_cluster import open_local_cluster
+
+    return open_local_cluster(**options)
+
+
 def _find_client(address: str | None, timeout: Any) -> Any:
     from trio_dask.client.current_client import find_client
 
@@ -250,4 +259,5 @@ hooks.scheduler_settings = _scheduler_settings
 hooks.worker_settings = _worker_settings
 hooks.around_tasks = _around_tasks
 hooks.local_cluster = _local_cluster
+hooks.open_local_cluster = _open_local_cluster
 hooks.find_client = _find_client

@@ -28,7 +28,6 @@ MODULE: Final = _reasons(
         "use Client.get_executor": "CompatibleExecutor",
         "use PipInstall, or InstallPlugin with a function that calls conda": "CondaInstall",
         "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
-        "a task cannot ask for another worker; use submit(retries=)": "Reschedule",
         "there is no class for a scheduler; start one with dask-scheduler or LocalCluster": "Scheduler",
         "use LocalCluster or dask-worker": "SpecCluster",
         "states are words; see Client.status and Future.status": "Status",
@@ -50,10 +49,7 @@ CLIENT: Final = _reasons(
         NO_DASHBOARD: "benchmark_hardware dashboard_link",
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
         NO_LOGS: "forward_logging unforward_logging",
-        NO_ASYNCIO: "loop sync",
         "there is no profiler": "profile",
-        "a client connects when it is made": "start",
-        "use dask-scheduler --scheduler-file FILE": "write_scheduler_file",
     }
 )
 
@@ -72,8 +68,7 @@ AS_COMPLETED: Final = _reasons(
 
 LOCAL_CLUSTER: Final = _reasons(
     {
-        "LocalCluster blocks, and open_local_cluster does not": "asynchronous",
-        NO_ASYNCIO: "called_from_running_loop loop sync",
+        NO_ASYNCIO: "called_from_running_loop",
         NO_DASHBOARD: "dashboard_link",
         "connect to a cluster by its address": "from_name",
         NO_LOGS: "get_logs",

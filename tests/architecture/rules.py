@@ -34,6 +34,7 @@ FLOORS: Mapping[str, int] = {
     "owned_files": 0,
     "procfs": 0,
     "hooks": 0,
+    "html_cards": 0,
     "batch_system": 0,
     "host_limits": 0,
     "_version": 0,

@@ -589,7 +589,11 @@ class RunFinished(NamedTuple):
 
 @tagged(71)
 class RunFailed(NamedTuple):
-    """A run raised, its result cannot be pickled, or it hit its time limit (`kind`: exception, timeout)."""
+    """A run gave no result.
+
+    `kind` is "exception" (it raised, or its result cannot be pickled), "timeout" (it hit its time limit), or
+    "reschedule" (it asks to be run elsewhere).
+    """
 
     run: RunId
     kind: str

@@ -43,7 +43,7 @@ from trio_dask.worker.core.memory_policy import MemoryLimits
 from trio_dask.worker.core.worker import WorkerCore
 from trio_dask.worker.data_server import DataServer
 from trio_dask.worker.event_log import EventLog
-from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
+from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome, Rescheduled
 from trio_dask.worker.hosted_actors import HostedActors
 from trio_dask.worker.memory_monitor import MemoryMonitor, WorkerCallbacks, keep_nothing_unwatched
 from trio_dask.worker.peer_channels import PeerChannels
@@ -289,6 +289,8 @@ class CoreDriver:
                 core.input_gone(*outcome)
             elif isinstance(outcome, Declined):
                 core.declined(outcome.run)
+            elif isinstance(outcome, Rescheduled):
+                core.rescheduled(*outcome)
             elif isinstance(outcome, Begun):
                 core.started((outcome.run,), trio.current_time())
                 if outcome.go is not None:

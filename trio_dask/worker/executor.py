@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import trio
 
-from trio_dask.errors import TaskCancelled
+from trio_dask.errors import Reschedule, TaskCancelled
 from trio_dask.hooks import hooks
 from trio_dask.ids import Digest, Key
 from trio_dask.protocol.changing_code import changes_given
@@ -87,8 +87,15 @@ class Declined(NamedTuple):
     run: Run
 
 
-Outcome = Finished | Failed | InputGone | Begun | Declined | Seceded | Rejoined
-_ENDS = (Finished, Failed, InputGone)
+class Rescheduled(NamedTuple):
+    """A task has asked to be run elsewhere."""
+
+    run: Run
+    duration_s: float
+
+
+Outcome = Finished | Failed | InputGone | Begun | Declined | Rescheduled | Seceded | Rejoined
+_ENDS = (Finished, Failed, InputGone, Rescheduled)
 
 
 class _Crashed(NamedTuple):
@@ -288,7 +295,7 @@ class Executor:
         outcomes = [self._posted.popleft() for _ in range(len(self._posted))]
         if self._cancelled_runs:
             for outcome in outcomes:
-                if isinstance(outcome, Finished | Failed | InputGone | Declined):
+                if isinstance(outcome, Finished | Failed | InputGone | Declined | Rescheduled):
                     self._cancelled_runs.pop(id(outcome.run), None)
         return outcomes
 
@@ -435,6 +442,8 @@ class Executor:
                 self._learn(run.function, pickled.nbytes)
         except _Absent as absent:
             return InputGone(run, absent.key)
+        except Reschedule:
+            return Rescheduled(run, perf_counter() - context.started_at)
         except BaseException as error:  # whatever a task raises is its result, and the slot goes on
             duration_s = perf_counter() - context.started_at
             return Failed(run, *describe_failure(error), duration_s)

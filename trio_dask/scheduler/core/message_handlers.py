@@ -26,7 +26,7 @@ from trio_dask.scheduler.core.blobs import forget_blobs, receive
 from trio_dask.scheduler.core.coordination.handlers import coordinate, end_request
 from trio_dask.scheduler.core.metadata import set_metadata
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
-from trio_dask.scheduler.core.placement import update_duration
+from trio_dask.scheduler.core.placement import keep_off, update_duration
 from trio_dask.scheduler.core.queries import answer
 from trio_dask.scheduler.core.run_record import Ran, RunRecord
 from trio_dask.scheduler.core.state import (
@@ -73,6 +73,10 @@ def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
         return
     if state.run_record is not None:
         _note_run(state, worker, task, message.duration_s, 0, "")
+    if message.kind == "reschedule":
+        keep_off(state, task, worker)
+        task_transitions.requeue(state, task, f"{worker.info.name} rescheduled it")
+        return
     history = task.history or RetryHistory()
     if history.failures < task.options.retries:
         task.history = history

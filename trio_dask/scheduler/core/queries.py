@@ -74,6 +74,7 @@ def _scheduler_info(state: State, names: tuple[str, ...]) -> dict[str, Any]:
                 "slots": worker.slots,
                 "resources": dict(worker.info.resources),
                 "managed_bytes": worker.managed_bytes,
+                "nanny": bool(worker.info.process),
                 **_describe(worker),
             }
             for worker in _workers(state, names)

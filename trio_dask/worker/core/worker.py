@@ -333,6 +333,10 @@ class WorkerCore:
         """A slot has taken this run and does not begin it: the worker's `max_tasks` have begun."""
         self._ended_without(run, m.RunsReturned((run.run,)))
 
+    def rescheduled(self, run: m.Run, duration_s: float) -> None:
+        """A task has asked to be run elsewhere."""
+        self._ended_without(run, m.RunFailed(run.run, "reschedule", None, "", duration_s))
+
     def input_gone(self, run: m.Run, key: Key) -> None:
         """A slot has taken this run, and an input is not here any more."""
         self._ended_without(run, m.InputMissing(run.run, key, ""))
