@@ -66,6 +66,20 @@ class KeyConflict(TrioDaskError, ValueError):
     """One key was given to two different tasks."""
 
 
+class Reschedule(Exception):
+    """Raise this in a task to have it run again from the start, on another worker if any other may run it.
+
+    A task that always raises it never ends.
+    """
+
+
+class ActorLost(TrioDaskError, RuntimeError):
+    """An actor is lost with its worker, or released; or the connection broke while it was called.
+
+    Then nobody knows whether the call was made.
+    """
+
+
 class KilledWorker(TrioDaskError):
     """More workers than `--allowed-failures` (3) died while they ran a task or, for lack of memory, held its result.
 

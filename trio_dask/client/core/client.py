@@ -328,6 +328,20 @@ class ClientCore:
             calls: list[Any] = [call for call in getattr(state, name) or () if call is not waiter]
             setattr(state, name, calls or None)
 
+    def when_over(self, state: KeyState, waiter: Waiter) -> None:
+        """Call `waiter` once the result of `state`, which is there or will be, is there no longer."""
+        state.waiters = [*(state.waiters or ()), waiter]
+
+    def settle_call(self, state: KeyState, outcome: bytes | KeyFailed) -> None:
+        """The call that this state stands for has ended. It is none of the keys here: no scheduler knows it."""
+        if isinstance(outcome, KeyFailed):
+            state.failure = outcome
+            self._settle(state, "error")
+            return
+        state.value = outcome
+        self._settle(state, "finished")
+        self._deliver(state, (outcome,))
+
     # ------------------------------------------------------------------------------------------ what arrives
 
     def handle(self, message: Message) -> None:
