@@ -179,7 +179,7 @@ async def test_one_of_ours_without_tls_is_answered_in_a_way_that_it_understands(
         await far.receive_some()
     answer = decode_answer((await plain.receive_some())[14:])
     assert answer == Refusal(
-        "what listens here speaks TLS only; its address begins with tls:// or wss://", "encryption"
+        "what listens here speaks TLS only; its address begins with tls:// or wss://", "tls"
     )
     plain.abort()
 

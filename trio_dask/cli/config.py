@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 import click
 
 from trio_dask.cli.command import run_command
-from trio_dask.cli.options import Program, SectionOption, is_given, origins, read_configuration
+from trio_dask.cli.options import OUTPUT, Program, SectionOption, is_given, json_option, origins, read_configuration
 from trio_dask.cli.stdout import show
 from trio_dask.config import Key, Option, declarations
 from trio_dask.configuration import KINDS, Configuration, configured, load
 from trio_dask.configuration import Program as ProgramName
 from trio_dask.exit_status import ExitStatus
 
-OUTPUT = "Output"
 WIDEST = 48
 NOTHING = "none"
 
@@ -37,7 +36,7 @@ class Row(NamedTuple):
     params=[
         click.Argument(["program"], required=False, type=click.Choice(tuple(KINDS))),
         click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF PROGRAM]..."),
-        SectionOption(["--json", "as_json"], section=OUTPUT, is_flag=True, help="Print one line of JSON."),
+        json_option(),
     ],
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )

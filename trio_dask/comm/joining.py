@@ -57,7 +57,7 @@ def scheduler_endpoint(
     Raises:
       NoScheduler: there is no scheduler file, or the scheduler that wrote it has ended.
       UnavailableError: the scheduler file or the file of the cluster key cannot be used.
-      UsageError: that is no address, or no scheduler file.
+      UsageError: that is no address.
     """
     found = find_scheduler(settings.scheduler, settings.scheduler_file)
     has_certificates = settings.tls_cert is not None or (tls is not None and tls.config is not None)
@@ -71,6 +71,11 @@ def scheduler_endpoint(
         credentials = credentials._replace(tls=tls)
     server_name = settings.scheduler_sni or (credentials.tls.server_name if credentials.tls else "")
     return Endpoint(address, limits, credentials, server_name)
+
+
+def scheduler_in_words(settings: SchedulerChoice) -> str:
+    """What a program says that it waits for."""
+    return f"the scheduler at {settings.scheduler}" if settings.scheduler else f"the file {settings.scheduler_file}"
 
 
 def scheduler_address(text: str, protocol: str | None = None, *, has_certificates: bool = False) -> Address:

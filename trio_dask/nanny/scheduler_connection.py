@@ -63,7 +63,7 @@ class SchedulerConnection:
         self._unsent: deque[WorkerExited] = deque(maxlen=MAX_UNSENT)
         self._changed = trio.Event()
         self._retries = RetryPolicy(WORKERS, random.uniform, trio.current_time(), give_up_s=settings.death_timeout_s)
-        self._why_away = "none was found"
+        self._why_away = "no answer so far"
 
     @property
     def away_since(self) -> float:

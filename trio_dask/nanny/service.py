@@ -9,6 +9,7 @@ It shares a Trio loop with other nannies, and runs no code of users: whatever th
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import signal
@@ -125,6 +126,12 @@ class Nanny:
     def address(self) -> str | None:
         """The worker's address, while it is registered."""
         return self._current.address if isinstance(self._current, WorkerProcess) else None
+
+    @property
+    def why_away(self) -> str:
+        """Why this nanny has no connection with the scheduler; empty while it has one."""
+        connection = self._connection
+        return "" if connection.away_since == math.inf else connection.why_away
 
     @property
     def pid(self) -> int:
