@@ -117,3 +117,26 @@ def test_the_way_back_is_tried_at_the_ports_of_workers() -> None:
         _, found = check(address, TRIO_DASK_WORKER_PORT=f"{first}:{first + 20}")
         port = int(re.findall(r"127\.0\.0\.1:(\d+)", found["way back"]["text"])[0])
         assert first < port <= first + 20
+
+
+def test_an_address_with_another_transport_has_the_remedy_to_give_the_right_one() -> None:
+    with scheduler() as boss:
+        address = boss.wait_for(r"Scheduler at: +tcp://(\S+)")
+        ended, found = check(f"ws://{address}")
+    assert (ended, found["scheduler"]["remedy"]) == (3, "give the address that the scheduler logs as it starts")
+
+
+@pytest.mark.parametrize("command", [["worker"], ["worker", "--no-nanny"]], ids=" ".join)
+def test_a_wrong_address_in_a_scheduler_file_has_one_status_whenever_it_shows(
+    command: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "scheduler.json"
+    start = ["-m", "trio_dask", *command, "--scheduler-file", str(path)]
+    with program(*start) as late:
+        late.wait_for("Waiting for|Not connected")
+        path.write_text(json.dumps({"address": "nonsense://x:y"}))
+        ended = late.end()
+    with program(*start) as early:
+        assert (early.end(), ended) == (4, 4), late.text
+    for running in (early, late):
+        assert f"{path} is not a scheduler file: its address is none, 'nonsense://x:y'" in running.errors[-1]

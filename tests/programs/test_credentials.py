@@ -268,6 +268,15 @@ def test_how_to_join_is_printed_without_the_key(tmp_path: Path) -> None:
     with program("-m", "trio_dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--print-join", env=env) as boss:
         boss.wait_for("scp -p .*@.*:.*/trio_dask/cluster.key ~/.config/trio_dask/cluster.key", boss.output)
         assert (tmp_path / "trio_dask" / "cluster.key").read_text().strip() not in boss.text
+        assert boss.process.poll() is None, "it stays, as its help says"
+    shown = subprocess.run(
+        [sys.executable, "-m", "trio_dask", "scheduler", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    assert "do not share this home; keep running." in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("command", [["scheduler", "--port", "0"], ["worker", "h:1"], ["status", "h:1"]])

@@ -42,7 +42,7 @@ def _wrong(name: str, text: str, remedy: str) -> Check:
 
 
 _REMEDY = re.compile(r"; |: (?=(?:copy|leave|name|run|use) )")
-"""Where in our messages the remedy begins."""
+"""Where in our messages the remedy begins: a convention and no type, as a refusal is one text on the wire as well."""
 
 
 def refused(name: str, error: Exception, remedy: str = "", *, otherwise: str = "") -> Check:
@@ -53,6 +53,7 @@ def refused(name: str, error: Exception, remedy: str = "", *, otherwise: str = "
 
 def remedy_of_lack(error: Exception, scheduler_file: str | None) -> str:
     """What to do where no scheduler was found, for this reason."""
+    from trio_dask.comm import ConnectionLost
     from trio_dask.errors import ProtocolError
 
     match error.__cause__:
@@ -60,7 +61,7 @@ def remedy_of_lack(error: Exception, scheduler_file: str | None) -> str:
             return f"run: dask-scheduler --scheduler-file {scheduler_file}"
         case socket.gaierror():
             return "give the address that the scheduler logs as it starts, or add the name to /etc/hosts"
-        case ProtocolError():
+        case ProtocolError() | ConnectionLost():
             return "give the address that the scheduler logs as it starts"
         case OSError():
             return "start dask-scheduler there, or open its port in the firewall there"

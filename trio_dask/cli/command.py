@@ -77,12 +77,14 @@ def find_scheduler_for(
 
 
 def _checked_file(path: str, origin: str) -> str:
+    from trio_dask.comm.joining import wrong_address_in
+
     with suppress(NoScheduler), naming(origin):
         found = find_scheduler(None, path)
         try:
             _checked_address(found.address)
         except UsageError as error:
-            raise UnavailableError(f"{path} names a wrong address: {error}") from error
+            raise wrong_address_in(path, error) from error
     return path
 
 

@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from trio_dask.comm.joining import scheduler_in_words
+from trio_dask.comm.joining import SOON_S, scheduler_in_words
 from trio_dask.config import NannySettings
 from trio_dask.deploy import child_services
 from trio_dask.deploy.preload import Preloaded, set_up
@@ -31,7 +31,6 @@ from trio_dask.processes.stderr_records import read_record
 from trio_dask.security.credentials import Credentials
 
 MAX_LINE_BYTES = 64 * 1024
-SOON_S = 0.3
 
 log = logging.getLogger("trio_dask.launcher")
 

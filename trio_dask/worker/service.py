@@ -24,6 +24,7 @@ from typing import NamedTuple
 import trio
 
 from trio_dask.comm import (
+    SOON_S,
     Address,
     Connection,
     ConnectionLost,
@@ -58,8 +59,6 @@ CLEANUP_S = 0.5
 SCHEDULER_SILENCE_S = 20.0
 """After this silence of the scheduler the worker connects again. That costs little, as the scheduler takes it back if
 possible. A silently cut connection would hold the worker until TCP notices, long after the network is back."""
-
-SOON_S = 0.3
 
 SHORTEST_SILENCE_S = 4.5
 """For workers with a short death timeout; a scheduler sends something every two seconds."""
