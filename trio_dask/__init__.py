@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from trio_dask._version import __version__
 from trio_dask.errors import (
+    ActorLost,
     AddressError,
     ClusterError,
     DataLost,
@@ -45,6 +46,7 @@ from trio_dask.errors import (
 from trio_dask.hooks import hooks
 
 if TYPE_CHECKING:
+    from trio_dask.client.actors import Actor, ActorFuture, BaseActorFuture
     from trio_dask.client.as_completed import as_completed
     from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
@@ -60,15 +62,21 @@ if TYPE_CHECKING:
     from trio_dask.client.progress import progress
     from trio_dask.client.rpc_client import rpc
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
+    from trio_dask.deploy.adaptive import Adaptive
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
     from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.security.security import Security
+    from trio_dask.worker.remote_output import print, warn
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
 
 __all__ = [
     "ALL_COMPLETED",
     "FIRST_COMPLETED",
+    "Actor",
+    "ActorFuture",
+    "ActorLost",
+    "Adaptive",
     "AddressError",
     "AsyncClient",
     "AsyncEvent",
@@ -78,6 +86,7 @@ __all__ = [
     "AsyncQueue",
     "AsyncSemaphore",
     "AsyncVariable",
+    "BaseActorFuture",
     "CancelledError",
     "Client",
     "ClusterError",
@@ -123,17 +132,20 @@ __all__ = [
     "get_worker",
     "open_local_cluster",
     "open_ssh_cluster",
+    "print",
     "progress",
     "rejoin",
     "rpc",
     "secede",
     "wait",
+    "warn",
     "worker_client",
 ]
 
 _HOMES = {
     name: module
     for module, names in {
+        "client.actors": "Actor ActorFuture BaseActorFuture",
         "client.as_completed": "as_completed",
         "client.async_client": "AsyncClient",
         "client.client": "Client",
@@ -149,10 +161,12 @@ _HOMES = {
         "client.progress": "progress",
         "client.rpc_client": "rpc",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
+        "deploy.adaptive": "Adaptive",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
         "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
         "scheduler.plugins": "SchedulerPlugin",
         "security.security": "Security",
+        "worker.remote_output": "print warn",
         "worker.task_context": "check_cancelled get_worker rejoin secede",
     }.items()
     for name in names.split()
@@ -205,6 +219,13 @@ def _worker_settings(arguments: Any) -> Any:
     return read_settings(arguments)
 
 
+def _actor(*fields: Any) -> Any:
+    from trio_dask.client.actors import Actor
+
+    return Actor(*fields)
+
+
+hooks.actor = _actor
 hooks.scheduler_settings = _scheduler_settings
 hooks.worker_settings = _worker_settings
 hooks.around_tasks = _around_tasks

@@ -66,6 +66,13 @@ class KeyConflict(TrioDaskError, ValueError):
     """One key was given to two different tasks."""
 
 
+class ActorLost(TrioDaskError, RuntimeError):
+    """An actor is lost with its worker, or released; or the connection broke while it was called.
+
+    Then nobody knows whether the call was made.
+    """
+
+
 class KilledWorker(TrioDaskError):
     """More workers than `--allowed-failures` (3) died while they ran a task or, for lack of memory, held its result.
 

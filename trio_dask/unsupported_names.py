@@ -28,9 +28,7 @@ def _reasons(names: Mapping[str, str]) -> Mapping[str, str]:
 
 MODULE: Final = _reasons(
     {
-        "actors are not there yet": "Actor ActorFuture BaseActorFuture",
-        "clusters do not adapt by themselves yet; use LocalCluster.scale": "Adaptive",
-        "there is no executor of concurrent.futures yet; use Client.submit and Client.map": "CompatibleExecutor",
+        "use Client.get_executor": "CompatibleExecutor",
         NO_PLUGINS: "CondaInstall InstallPlugin NannyPlugin PipInstall WorkerPlugin",
         "use dask-worker --env NAME=VALUE": "Environ",
         "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
@@ -47,10 +45,8 @@ MODULE: Final = _reasons(
         NO_METADATA: "get_task_metadata",
         NO_DASHBOARD: "get_task_stream performance_report widgets",
         "use worker_client": "local_client",
-        "the output of a task appears where its worker prints": "print",
         "spans are not there yet": "span",
         NO_ASYNCIO: "sync",
-        "the warnings of a task appear where its worker prints": "warn",
     }
 )
 
@@ -58,14 +54,10 @@ CLIENT: Final = _reasons(
     {
         "results are copied when they are needed; use replicate for more copies": "amm",
         NO_DASHBOARD: "benchmark_hardware dashboard_link get_task_stream",
-        "call stacks of tasks are not available yet": "call_stack",
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
-        NO_LOGS: "forward_logging get_scheduler_logs get_worker_logs unforward_logging",
+        NO_LOGS: "forward_logging unforward_logging",
         "published datasets are not there yet": "get_dataset list_datasets publish_dataset unpublish_dataset",
-        "events are not there yet": "get_events log_event subscribe_topic unsubscribe_topic",
-        "there is no executor of concurrent.futures yet; use submit and map": "get_executor",
         NO_METADATA: "get_metadata set_metadata",
-        "versions are compared when a worker or a client connects": "get_versions",
         NO_ASYNCIO: "loop sync",
         "there is no profiler": "profile",
         NO_PLUGINS: "register_plugin register_worker_callbacks unregister_scheduler_plugin unregister_worker_plugin",
@@ -90,7 +82,6 @@ AS_COMPLETED: Final = _reasons(
 
 LOCAL_CLUSTER: Final = _reasons(
     {
-        "clusters do not adapt by themselves yet; use scale": "adapt",
         "LocalCluster blocks, and open_local_cluster does not": "asynchronous",
         NO_ASYNCIO: "called_from_running_loop loop sync",
         NO_DASHBOARD: "dashboard_link",

@@ -145,7 +145,6 @@ def test_what_calls_in_workers_raise_is_raised_returned_or_ignored(client: Clien
         lambda client: client.submit(increment, 1, time_limit="soon"),
         lambda client: client.submit(increment, 1, resources={"GPU": -1}),
         lambda client: client.submit(increment, 1, allow_other_workers=True),
-        lambda client: client.submit(increment, 1, actor=True),
         lambda client: wait([client.submit(increment, 1)], timeout="soon"),
     ],
 )

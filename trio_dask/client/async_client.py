@@ -15,10 +15,12 @@ from trio_dask.client.call_forms import Timeout, awaitable
 from trio_dask.client.client_base import BaseClient
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture
+from trio_dask.client.inspection import AsyncInspection
 from trio_dask.client.local_runs import AsyncLocalRuns
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, settings_for
 from trio_dask.client.operations import AsyncOperations
 from trio_dask.client.progress import progress_async
+from trio_dask.client.topics import AsyncTopics
 from trio_dask.client.wait import wait_async
 from trio_dask.client.wait_signals import require_trio
 from trio_dask.comm.captured_error import CapturedError
@@ -28,7 +30,7 @@ LONGEST_FAREWELL_S: Final = 30.0
 """The engine bounds its own farewell; this is for a bug in that."""
 
 
-class AsyncClient(AsyncOperations, AsyncLocalRuns, BaseClient[AsyncFuture]):
+class AsyncClient(AsyncOperations, AsyncTopics, AsyncInspection, AsyncLocalRuns, BaseClient[AsyncFuture]):
     """A client for Trio programs; everything that waits is `async`.
 
         async with AsyncClient("tcp://10.0.0.5:8786") as client:

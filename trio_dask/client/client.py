@@ -7,7 +7,7 @@ import os
 import weakref
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import trio
@@ -17,13 +17,18 @@ from trio_dask.client.call_forms import Timeout, blocking
 from trio_dask.client.client_base import BaseClient
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future
+from trio_dask.client.inspection import BlockingInspection
 from trio_dask.client.local_runs import BlockingLocalRuns
 from trio_dask.client.loop_thread import CallbackThread, EngineThread
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, home_of, settings_for
 from trio_dask.client.operations import BlockingOperations
+from trio_dask.client.topics import BlockingTopics
 from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
 from trio_dask.errors import UsageError
 from trio_dask.hooks import hooks
+
+if TYPE_CHECKING:
+    from trio_dask.client.executor import ClientExecutor
 
 _open_clients: WeakSet[Client] = WeakSet()
 
@@ -33,7 +38,7 @@ IGNORED = frozenset(
 """Arguments of distributed's `Client` that mean nothing here."""
 
 
-class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
+class Client(BlockingOperations, BlockingTopics, BlockingInspection, BlockingLocalRuns, BaseClient[Future]):
     """A client for ordinary, blocking code.
 
         with Client() as client:
@@ -174,6 +179,22 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
     def as_current(self) -> AbstractContextManager[None]:
         """Make this the default client of the code in a `with` block."""
         return default_clients.as_current(self)
+
+    def get_executor(self, **options: Any) -> ClientExecutor:
+        """A `concurrent.futures.Executor` that runs its calls here, for code that takes such an object.
+
+            with client.get_executor(pure=False) as executor:
+                results = list(executor.map(f, range(1000), chunksize=10))
+
+        Args:
+          **options: of all its calls, as in `submit`: `pure`, `workers`, `allow_other_workers`, `resources`,
+            `retries`, `priority`, `time_limit`.
+
+        Raises `TypeError` for another option, and `UsageError` for one that makes no sense.
+        """
+        from trio_dask.client.executor import ClientExecutor
+
+        return ClientExecutor(self, **options)
 
     asynchronous = False
     """For dask, which takes a client as `scheduler=` if it blocks."""

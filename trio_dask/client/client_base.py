@@ -123,6 +123,8 @@ class BaseClient(CallForms, CollectionOperations[F]):
           retries: how often it runs again if it raises.
           priority: any number, larger first.
           time_limit: seconds, or a text such as "5 min"; a task that runs longer fails with `TaskTimeout`.
+          actor: keep the object that `func`, often a class, makes, on its worker; the result is an `Actor` that calls
+            it there. Each such call makes another object, unless it has the `key` of one.
 
         Raises:
           KeyConflict: `key` stands for another call already.
@@ -131,12 +133,12 @@ class BaseClient(CallForms, CollectionOperations[F]):
           SchedulerLost: the scheduler is gone.
         """
         if actor or actors:
-            raise UsageError("actors are not supported")
+            actor, pure = True, False
         if not callable(func):
             raise TypeError(NOT_CALLABLE.format(type(func).__name__))
         function = pickle_function(func)
         plain = workers is None and resources is None and time_limit is None
-        if plain and not (retries or priority or allow_other_workers):
+        if plain and not (retries or priority or allow_other_workers or actor):
             extra = NO_EXTRA
         else:
             extra = extra_from(
@@ -147,6 +149,7 @@ class BaseClient(CallForms, CollectionOperations[F]):
                     "priority": priority,
                     "allow_other_workers": allow_other_workers,
                     "time_limit": time_limit,
+                    "actor": actor,
                 }
             )
         call = pickle_call(args, kwargs)
@@ -189,7 +192,7 @@ class BaseClient(CallForms, CollectionOperations[F]):
         are sent at a time. All else is as in `submit`.
         """
         if actor or actors:
-            raise UsageError("actors are not supported")
+            actor, pure = True, False
         if not iterables:
             raise UsageError("map() needs something to map over")
         for iterable in iterables:
@@ -209,6 +212,7 @@ class BaseClient(CallForms, CollectionOperations[F]):
             "priority": priority,
             "allow_other_workers": allow_other_workers,
             "time_limit": time_limit,
+            "actor": actor,
         }
         extra = extra_from(options)
         keys: Iterator[Hashable] | None = None

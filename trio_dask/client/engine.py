@@ -14,6 +14,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Concatenate, ParamSpec
 
+from trio_dask.client.actor_lines import ActorLines, BothWays
 from trio_dask.client.core.client import OnReply
 from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.outbox import Content, GraphPart, Row
@@ -22,8 +23,9 @@ from trio_dask.client.link import Link
 from trio_dask.client.loop_calls import LoopCalls
 from trio_dask.client.outgoing import Outgoing
 from trio_dask.client.shared_state import Closed, Connected, Dial, Phase, SharedState, Status
+from trio_dask.client.topic_handlers import TopicHandlers
 from trio_dask.client.wait_signals import PendingReply, SettleWaiter, ThreadSignal, TrioSignal, ValueReader
-from trio_dask.client.worker_channels import Channel, WorkerChannels
+from trio_dask.client.worker_channels import WorkerChannels
 from trio_dask.errors import KeyConflict
 from trio_dask.hooks import hooks
 from trio_dask.ids import Incarnation, Key
@@ -54,7 +56,7 @@ class Engine:
         self,
         incarnation: Incarnation,
         dial: Dial,
-        open_channel: Callable[[str], Awaitable[Channel]],
+        open_channel: Callable[[str], Awaitable[BothWays]],
         *,
         grace_s: float = 2.0,
     ) -> None:
@@ -75,10 +77,15 @@ class Engine:
         self._outgoing = outgoing = Outgoing(shared, calls, self.channels)
         self.drop, self.when_unused = outgoing.drop, outgoing.when_unused
 
+        self.lines = ActorLines(shared, calls, open_channel)
+        """To the actors on workers."""
+
         self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s)
         self.attach, self.serve = link.attach, link.serve
 
         self._graphs = GraphSender(shared, outgoing)
+        self.topics = TopicHandlers(self)
+        self.core.on_event = self.topics.arrived
 
         self._client: Callable[[], Any] = _no_client
         self.future_type: Callable[[Engine, KeyState], Any] = _no_future
@@ -316,6 +323,10 @@ class Engine:
             if not isinstance(self.shared.phase, Closed):
                 self.core.tell(message)
         self._send_alone()
+
+    def subscribe(self, topic: str, *, wanted: bool) -> None:
+        """Have the scheduler tell the events of a topic from now on, or no longer."""
+        self._change(self.core.subscribe, topic, wanted=wanted)
 
     def _send_alone(self) -> None:
         self._outgoing.has_waited = True

@@ -109,7 +109,7 @@ class BaseFuture(CallForms, KeyReference, _KeySlot):
         self.engine.call_when_done(self.state, partial(fn, self))
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return _result(self).wait().__await__()
+        return result_of(self).wait().__await__()
 
     def __reduce__(self) -> tuple[Callable[[Key], BaseFuture], tuple[Key]]:
         return _unpickle_future, (self.key,)
@@ -123,7 +123,7 @@ class BaseFuture(CallForms, KeyReference, _KeySlot):
         return f"<{type(self).__name__}: {state.status}{kind}, key: {self.key}>"
 
 
-def _result(future: BaseFuture, timeout: Timeout = None) -> Waiting[Any]:
+def result_of(future: BaseFuture, timeout: Timeout = None) -> Waiting[Any]:
     """The result, once it is there. What the task raised is raised here as it was.
 
     Raises:
@@ -189,7 +189,7 @@ class Future(BaseFuture):
 
     __slots__ = ()
 
-    result = blocking(_result)
+    result = blocking(result_of)
     exception = blocking(_exception)
     traceback = blocking(_traceback)
 
@@ -199,7 +199,7 @@ class AsyncFuture(BaseFuture):
 
     __slots__ = ()
 
-    result = awaitable(_result)
+    result = awaitable(result_of)
     exception = awaitable(_exception)
     traceback = awaitable(_traceback)
 

@@ -311,6 +311,13 @@ async def _run(
     return {address: outcomes[address] for address in addresses if address in outcomes}
 
 
+async def call_workers(
+    engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], workers: Workers
+) -> dict[str, Any]:
+    """What a function of ours returns in the process of each worker, by address; without those that do not answer."""
+    return await _run(engine, function, args, {}, workers, "ignore")
+
+
 async def _addresses(engine: Engine, workers: Workers) -> list[str]:
     """The addresses of these workers, given by name or address; of all, if none are given.
 

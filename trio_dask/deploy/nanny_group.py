@@ -96,8 +96,8 @@ async def run_nannies(
 async def _say_what_is_awaited(nanny: Nanny) -> None:
     """If there is no scheduler, say so long before a worker is ready to say it."""
     await trio.sleep(SOON_S)
-    if nanny.why_away:
-        log.info("Waiting for %s: %s", scheduler_in_words(nanny.settings.worker), nanny.why_away)
+    if nanny.why_waiting:
+        log.info("Waiting for %s: %s", scheduler_in_words(nanny.settings.worker), nanny.why_waiting)
 
 
 def _nanny(

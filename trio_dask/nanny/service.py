@@ -128,10 +128,10 @@ class Nanny:
         return self._current.address if isinstance(self._current, WorkerProcess) else None
 
     @property
-    def why_away(self) -> str:
-        """Why this nanny has no connection with the scheduler; empty while it has one."""
+    def why_waiting(self) -> str:
+        """Why this nanny waits for the scheduler; empty while it has a connection, or where waiting is useless."""
         connection = self._connection
-        return "" if connection.away_since == math.inf else connection.why_away
+        return "" if connection.away_since == math.inf or connection.is_hopeless else connection.why_away
 
     @property
     def pid(self) -> int:

@@ -110,6 +110,17 @@ class SchedulerStops(NamedTuple):
     """
 
 
+@tagged(130)
+class LogEvent(NamedTuple):
+    """Keep this event under these topics, and tell the clients that subscribe to them. `payload` is a pickled value.
+
+    Clients and workers send it.
+    """
+
+    topics: tuple[str, ...]
+    payload: bytes
+
+
 # ---------------------------------------------------------------------------------------------- client -> scheduler
 
 
@@ -123,7 +134,7 @@ class Submit(NamedTuple):
     A call whose first byte is 0 is a reference: the next 16 bytes name the blob that holds the call.
     Tasks of one client run in the order of submission where nothing else decides.
     `extra` may hold: priority (a number, larger first), retries (int), workers (names, addresses or hosts),
-    allow_other_workers (bool), resources (name -> amount), time_limit (seconds).
+    allow_other_workers (bool), resources (name -> amount), time_limit (seconds), actor (True).
     """
 
     function: Digest
@@ -292,6 +303,17 @@ class EndRequest(NamedTuple):
     is_taken: bool
 
 
+@tagged(131)
+class Subscribe(NamedTuple):
+    """The client wants a `TopicEvent` for each event of this topic from now on, or (not `wanted`) no longer.
+
+    Every client gets those of the topics `print` and `warn`.
+    """
+
+    topic: str
+    wanted: bool
+
+
 @tagged(19)
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
@@ -316,6 +338,8 @@ FromClient = (
     | Replicate
     | Coordinate
     | EndRequest
+    | LogEvent
+    | Subscribe
     | Shutdown
 )
 
@@ -342,7 +366,7 @@ class KeyFailed(NamedTuple):
     """`key` has erred. `blamed` is the task that failed: `key` itself or an ancestor.
 
     `kind` is `exception` (then `error` is the pickled exception, or None if there is only `text`), `killed`
-    (`details["deaths"]` has a line for each attempt), `conflict`, `timeout` or `refused`.
+    (`details["deaths"]` has a line for each attempt), `conflict`, `timeout`, `actor` (it is lost) or `refused`.
     `text` says it in words (for an exception: qualified type, message and traceback as text, see
     `protocol.pickling`). `details` may hold: worker (name), address, attempt (int), duration_s.
     """
@@ -385,7 +409,19 @@ class Stuck(NamedTuple):
     reasons: tuple[tuple[str, tuple[Key, ...] | None], ...]
 
 
-ToClient = KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuck
+@tagged(132)
+class TopicEvent(NamedTuple):
+    """An event of a topic, with the scheduler's time in seconds since 1970.
+
+    `payload` is that of a `LogEvent`, or a plain value of a plugin alone in a tuple.
+    """
+
+    topic: str
+    at: float
+    payload: Any
+
+
+ToClient = KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuck | TopicEvent
 
 
 # ---------------------------------------------------------------------------------------------- scheduler -> worker
@@ -398,10 +434,10 @@ class Run(NamedTuple):
     `dependencies` lists each key that the call needs with its value, if that is a small one, or with the addresses to
     fetch it from; no address means that the worker has it, or computes it by an earlier `Run`. Lower `priority`, the
     order of submission, runs first. `extra` may hold: announce (bool: send `Started` and flush it before the task
-    starts), time_limit (seconds), attempt (int, absent means 1), priority (int, absent means 0: the user's, which comes
-    before that order; lower runs first). If a client has `wanted` the result so far, a small one is to come along with
-    the report, and so is a very small one, of `SMALL_VALUE_BYTES`, if it is `shared`: tasks depend on it that may run
-    elsewhere.
+    starts), time_limit (seconds), attempt (int, absent means 1), actor (True: keep the object, and take a proxy for the
+    result), priority (int, absent means 0: the user's, which comes before that order; lower runs first). If a client
+    has `wanted` the result so far, a small one is to come along with the report, and so is a very small one, of
+    `SMALL_VALUE_BYTES`, if it is `shared`: tasks depend on it that may run elsewhere.
     """
 
     run: RunId
@@ -584,6 +620,7 @@ FromWorker = (
     | Inventory
     | Drain
     | NotAcquired
+    | LogEvent
 )
 
 
@@ -717,8 +754,36 @@ class MemoryRead(NamedTuple):
     ok: bool
 
 
-DataRequest = Fetch | Put | Call
-DataAnswer = Value | Absent | PutDone | CallResult
+@tagged(110)
+class ActorCall(NamedTuple):
+    """Call the method `name` of the actor that the run `run` of `key` made, or read an attribute, if no bytes follow.
+
+    The pickled arguments follow as raw bytes. An `ActorAnswer` has the same `number`. After the first of these a data
+    channel carries nothing else: calls and answers cross each other, in any number and order.
+    """
+
+    number: int
+    key: Key
+    run: RunId
+    name: str
+    sizes: tuple[int, ...]
+
+
+@tagged(111)
+class ActorAnswer(NamedTuple):
+    """The pickled `value`, or the `error` that the call raised (with its `text`), follows as raw bytes.
+
+    With `gone` the actor is not here (any more), and the call was not made.
+    """
+
+    number: int
+    outcome: str
+    text: str
+    sizes: tuple[int, ...]
+
+
+DataRequest = Fetch | Put | Call | ActorCall
+DataAnswer = Value | Absent | PutDone | CallResult | ActorAnswer
 MemoryLending = MemoryOffered | MemoryRead
 """Either end of a data channel, as a part of sending a value; the channel takes these in itself."""
 

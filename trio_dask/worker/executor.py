@@ -134,6 +134,7 @@ class Executor:
         worker: WorkerHandle,
         inline_limit_bytes: int,
         max_tasks: int | None = None,
+        host_actor: Callable[[TaskContext, Any], Any] | None = None,
         running_table: RunningTable | None = None,
         reservations: Reservations | None = None,
         reserve_from: int = 0,
@@ -144,6 +145,7 @@ class Executor:
         self._values = values
         self._worker = worker
         self._inline_limit = inline_limit_bytes
+        self._host_actor = host_actor
         self._task_budget = None if max_tasks is None else iter(range(max_tasks - 1, -1, -1))
         self._running_table = running_table
         self._cells: MutableSequence[int] | memoryview = [0] * slots if running_table is None else running_table.cells
@@ -405,6 +407,8 @@ class Executor:
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             if is_computed and kind_of(value) is GeneratorType:
                 value = list(value)  # a generator cannot travel, and only one dependent would get its elements
+            if run.extra and "actor" in run.extra and self._host_actor is not None:
+                value = self._host_actor(context, value)
             if run.wanted:
                 pickled = pickle_value(value, self._inline_limit)
             else:

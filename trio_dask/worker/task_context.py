@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -15,7 +15,8 @@ from trio_dask.errors import TaskCancelled
 from trio_dask.hooks import hooks
 from trio_dask.ids import Key, given_name
 from trio_dask.parsing import counted
-from trio_dask.protocol.messages import Run
+from trio_dask.protocol.logged_events import log_message
+from trio_dask.protocol.messages import LogEvent, Run
 
 
 class WorkerHandle:
@@ -35,6 +36,8 @@ class WorkerHandle:
         resources: Mapping[str, float] | None = None,
         local_directory: str | None = None,
         data: Mapping[Key, Any] | None = None,
+        log: Callable[[LogEvent], object] | None = None,
+        call_stacks: Callable[[Collection[Key] | None], dict[Key, list[str]]] | None = None,
     ) -> None:
         self.name = given_name(name)
         self.nthreads = nthreads
@@ -46,7 +49,10 @@ class WorkerHandle:
         self.incarnation = ""
         self.data: Mapping[Key, Any] = {} if data is None else data
         self.state: dict[str, Any] = {}
+        self.actors: Any = None
         self.client: Any = None
+        self._log = log
+        self._call_stacks = call_stacks
         self._client_lock = threading.Lock()
         """Held for a moment only, also in the event loop."""
         self._making = threading.Lock()
@@ -58,6 +64,23 @@ class WorkerHandle:
     def get_current_task(self) -> Key:
         """The key of the task that calls this. Raises `ValueError` if no task is running here."""
         return _task("get_current_task()").key
+
+    def log_event(self, topic: str | Collection[str], msg: Any) -> None:
+        """Keep anything that pickles as an event of a topic, or of several, and tell the clients that subscribe to it.
+
+        It does not wait. Clients hear of it before the result of the task that calls this.
+
+        Raises:
+          UsageError: it is larger than 1 MiB.
+          SerializationError: it cannot be pickled.
+        """
+        message = log_message(topic, msg)
+        if self._log is not None:
+            self._log(message)
+
+    def call_stacks(self, keys: Collection[Key] | None = None) -> dict[Key, list[str]]:
+        """Where these tasks are, or all that run here: a text for each frame, the outermost first."""
+        return {} if self._call_stacks is None else self._call_stacks(keys)
 
     def get_client(self, make: Callable[[str], Any]) -> Any:
         """The one client that all tasks here share, made by `make(scheduler_address)` at the first call.

@@ -214,13 +214,30 @@ class AsyncSSHCluster(AsyncCluster):
         return self._launcher
 
     def scale(self, n: int) -> None:
-        """Have workers on `n` of the hosts; does not wait. The workers of the others drain, and end.
+        """Have workers on `n` of the hosts; does not wait, and ends `adapt`. The workers of the others drain, and end.
 
         Raises:
           UsageError: `n` is no whole number from 0 on.
         """
         check_scale(n)
+        self.stop_adapting()
         self._running().set_host_count(n)
+
+    def units(self) -> dict[str, Sequence[str]]:
+        """The hosts that should have workers, and the addresses of those that are registered.
+
+        That of the scheduler keeps its workers, if it has any, and is not among them.
+        """
+        hosts = self._running().worker_hosts
+        return {host.place: tuple(host.workers.values()) for host in hosts if not host.spec.is_scheduler}
+
+    def add_units(self, number: int) -> None:
+        """Have workers on so many more hosts, if there are as many. Does not wait for them."""
+        self._running().add_hosts(number)
+
+    def note_release(self, name: str) -> None:
+        """The workers of this host are about to leave."""
+        self._running().note_release(name)
 
     def logs(self) -> dict[str, str]:
         """What the programs on each host have logged last, by host."""
@@ -283,5 +300,6 @@ class SSHCluster(BlockingCluster[AsyncSSHCluster]):
         self._start(partial(AsyncSSHCluster, plan))
 
     scale = called_in_loop(AsyncSSHCluster.scale)
+    adapt = called_in_loop(AsyncSSHCluster.adapt)
     logs = called_in_loop(AsyncSSHCluster.logs)
     wait_for_workers = awaited_in_loop(AsyncSSHCluster.wait_for_workers)

@@ -221,16 +221,30 @@ class Launcher:
 
     def set_host_count(self, number: int) -> None:
         """Have workers on this many hosts, the first ones of the settings: start those on others, or let them drain."""
-        assert self._nursery is not None
         able = [host for host in self._hosts if host.arguments]
         for position, host in enumerate(able):
             if position >= number:
                 self._retire(host)
             elif not host.is_wanted:
-                host.is_wanted, host.failure, host.phase = True, None, Phase.STARTING
-                host.scope = trio.CancelScope()
-                self._nursery.start_soon(self._look_after, host)
+                self._begin(host)
         self._note_change()
+
+    def add_hosts(self, number: int) -> None:
+        """Have workers on so many more hosts, of those where the last ones have ended."""
+        idle = [host for host in self._hosts if host.arguments and not host.is_wanted and host.phase is Phase.OVER]
+        for host in idle[:number]:
+            self._begin(host)
+        self._note_change()
+
+    def note_release(self, place: str) -> None:
+        """The workers of this host have been told to leave."""
+        next(host for host in self._hosts if host.place == place).is_wanted = False
+
+    def _begin(self, host: Host) -> None:
+        assert self._nursery is not None
+        host.is_wanted, host.failure, host.phase = True, None, Phase.STARTING
+        host.scope = trio.CancelScope()
+        self._nursery.start_soon(self._look_after, host)
 
     def _retire(self, host: Host) -> None:
         host.is_wanted = False

@@ -49,6 +49,7 @@ def remove_client(state: State, client: Client) -> None:
     client.blobs.clear()
     state.pending.client_left(client.peer)
     client_left(state, client)
+    state.topics.client_left(client.peer)
     if state.events is not None:
         state.events.note(ClientRemoved(state.now, client.name))
 

@@ -222,6 +222,8 @@ def _extra(task: Task) -> dict[str, object]:
         extra["priority"] = -task.options.priority
     if task.options.time_limit_s is not None:
         extra["time_limit"] = task.options.time_limit_s
+    if task.options.actor:
+        extra["actor"] = True
     if task.history is not None:
         extra["attempt"] = task.history.attempts
         if task.history.suspect:

@@ -8,8 +8,10 @@ from operator import attrgetter
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
+from trio_dask.scheduler.core.explanations import explain
 from trio_dask.scheduler.core.state import State, Task, Worker
 from trio_dask.scheduler.core.task_states import Erred, InMemory, Processing
+from trio_dask.scheduler.core.topic_handlers import events
 from trio_dask.scheduler.core.worker_states import Away
 
 
@@ -216,4 +218,6 @@ _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "fence": _fence,
     "call": _call,
     "remaining": _remaining,
+    "events": events,
+    "explain": explain,
 }

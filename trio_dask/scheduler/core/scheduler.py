@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Message
+from trio_dask.protocol.messages import Message, Reply
 from trio_dask.scheduler.core import admission, clients, idle_timeout, reconnect, retirement, stuck_tasks
 from trio_dask.scheduler.core.admission import Outcome
+from trio_dask.scheduler.core.demand import demand, retire_idle
 from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.invariants import check
 from trio_dask.scheduler.core.message_handlers import FROM_CLIENT, FROM_NANNY, FROM_WORKER, restart
 from trio_dask.scheduler.core.placement import place
 from trio_dask.scheduler.core.queries import overview
-from trio_dask.scheduler.core.state import CoreSettings, State
+from trio_dask.scheduler.core.state import CoreSettings, ServiceQuestion, State
+from trio_dask.scheduler.core.topic_handlers import events, publish
 from trio_dask.scheduler.core.work_stealing import balance
 from trio_dask.scheduler.core.worker_membership import remove_worker
 from trio_dask.scheduler.core.worker_states import Away
@@ -113,11 +115,37 @@ class SchedulerCore:
         """A picture of the whole cluster, in steps of about 2 ms."""
         return overview(self._state, clock)
 
+    def demand(self, now: float) -> dict[str, Any]:
+        """How much work there is, and what each worker does."""
+        self._state.now = now
+        return demand(self._state)
+
+    def retire_idle(self, addresses: Collection[str], now: float) -> bool:
+        """Have these workers leave in good order, if none of them has anything to do; returns whether they do."""
+        self._state.now = now
+        leave = retire_idle(self._state, addresses)
+        self._check()
+        return leave
+
     # ------------------------------------------------------------------------------------------------- events
 
     def listen(self, events: EventRing, *, to_tasks: bool) -> None:
         """Note what happens among these events from now on; without `to_tasks` not the steps of tasks."""
         self._state.listen(events, to_tasks=to_tasks)
+
+    def log_event(self, topic: str, value: object, nbytes: int, now: float) -> None:
+        """Keep a plain value of this size under a topic, and tell those who hear of it."""
+        self._state.now = now
+        publish(self._state, topic, (value,), nbytes)
+
+    def logged(self, topic: str) -> list[tuple[float, Any]]:
+        """The last events of a topic, each with its time in seconds since 1970."""
+        return events(self._state, (topic,)).get(topic, [])
+
+    def reply(self, question: ServiceQuestion, payload: object) -> None:
+        """The answer to a question of a client, if it is still there."""
+        if question.peer in self._state.clients:
+            self._state.send(question.peer, Reply(question.request, payload))
 
     def restart(self, reason: str, now: float) -> None:
         """Cancel all tasks and have all workers begin afresh."""

@@ -18,7 +18,8 @@ from trio_dask.scheduler.core.coordination.table import Coordination
 from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
-from trio_dask.scheduler.core.task_states import RELEASED, Phase, Queued, RetryHistory
+from trio_dask.scheduler.core.task_states import RELEASED, InMemory, Phase, Queued, RetryHistory
+from trio_dask.scheduler.core.topics import Topics
 from trio_dask.scheduler.core.worker_index import WorkerIndex
 from trio_dask.scheduler.core.worker_states import NEW, WorkerPhase
 
@@ -70,6 +71,8 @@ class CoreSettings(NamedTuple):
     idle_timeout_s: float = float("inf")
     stuck_after_s: float = 10.0
     """Tasks that no worker can take are reported after this time."""
+    unix_offset_s: float = 0.0
+    """From the clock of `now` to seconds since 1970."""
     validate: bool = False
 
 
@@ -112,6 +115,8 @@ class TaskOptions(NamedTuple):
     allow_other_workers: bool = False
     resources: tuple[tuple[str, float], ...] = ()
     time_limit_s: float | None = None
+    actor: bool = False
+    """The worker keeps the object that the task makes. The result is a proxy, and stands or falls with that worker."""
 
 
 DEFAULT_OPTIONS: Final = TaskOptions()
@@ -156,6 +161,10 @@ class Task:
     history: RetryHistory | None = None
     blobs: tuple[StoredBlob, ...] = ()
     token: bytes = b""
+
+    def is_home_of_actor(self, worker: Worker) -> bool:
+        """Whether the result is an actor that lives on this worker; others have copies of its proxy."""
+        return self.options.actor and type(self.phase) is InMemory and self.phase.holders[0] is worker
 
     def __repr__(self) -> str:
         return f"<Task {self.key} {self.phase.state}>"
@@ -295,7 +304,16 @@ class LogLine(NamedTuple):
     serious: bool = False
 
 
-Request: TypeAlias = ClosePeer | Stop | LogLine
+class ServiceQuestion(NamedTuple):
+    """A client asks what only the service knows: `logs` or `versions`, with these arguments. It answers by `reply`."""
+
+    peer: PeerId
+    request: int
+    what: str
+    arguments: tuple[str, ...]
+
+
+Request: TypeAlias = ClosePeer | Stop | LogLine | ServiceQuestion
 
 
 class State:
@@ -341,6 +359,7 @@ class State:
         """By session: the nanny's name for the worker process that it last reported alive."""
         self.nanny_of: dict[str, PeerId] = {}
         """By the nanny's name for its process."""
+        self.topics = Topics()
         self.pending = PendingRequests()
         self.coordination = Coordination()
         self.coordinated: dict[Task, int] = {}
