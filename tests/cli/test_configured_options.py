@@ -198,7 +198,7 @@ def test_the_help_does_not_need_a_configuration(sources: Sources, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "said"), [([], False), (["-v"], True), (["--verbose"], True), (["--debug"], True)]
 )
-@pytest.mark.parametrize("key", ["comm.shard", "admin.tick.limit", "adaptive.minimum"])
+@pytest.mark.parametrize("key", ["comm.shard", "admin.tick.limit", "diagnostics.nvml"])
 def test_a_key_without_a_meaning_is_one_note_when_asked_for(
     sources: Sources, key: str, arguments: list[str], said: bool
 ) -> None:

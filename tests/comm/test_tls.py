@@ -178,7 +178,9 @@ async def test_one_of_ours_without_tls_is_answered_in_a_way_that_it_understands(
     with pytest.raises(ProtocolError, match="it does not speak TLS; give it an address with TLS"):
         await far.receive_some()
     answer = decode_answer((await plain.receive_some())[14:])
-    assert answer == Refusal("what listens here speaks TLS only; its address begins with tls:// or wss://", "tls")
+    assert answer == Refusal(
+        "what listens here speaks TLS only; its address begins with tls:// or wss://", "encryption"
+    )
     plain.abort()
 
 

@@ -247,7 +247,7 @@ def test_a_scheduler_that_starts_again_with_another_key_refuses_the_workers_and_
 ) -> None:
     one, two = keyed(tmp_path / "one"), keyed(tmp_path / "two")
     start = ("-m", "trio_dask", "scheduler", "--host", "127.0.0.1", "--cluster-key")
-    join = ("-m", "trio_dask", "worker", "--nthreads", "1", "--no-nanny", "--death-timeout", "5")
+    join = ("-m", "trio_dask", "worker", "--nthreads", "1", "--no-nanny", "--death-timeout", "10")
     with program(*start, str(one), "--port", "0") as boss:
         address = boss.wait_for(SCHEDULER_AT)
         with program(*join, address, "--cluster-key", str(one)) as hand, Client(address, cluster_key=one) as client:
@@ -259,7 +259,7 @@ def test_a_scheduler_that_starts_again_with_another_key_refuses_the_workers_and_
                 with pytest.raises(SchedulerLost, match="this cluster has another key than"):
                     future.result(timeout=30)
                 assert hand.end() == 3
-                assert f"no scheduler for 5 s: this cluster has another key than {one} (--cluster-key" in hand.text
+                assert f"no scheduler for 10 s: this cluster has another key than {one} (--cluster-key" in hand.text
                 second.wait_for(r"\(worker\) refused: it has another key than this cluster")
 
 

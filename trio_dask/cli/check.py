@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trio_dask.comm.addresses import Address
     from trio_dask.configuration import Configuration
 
-LINES: Mapping[str, str] = {"key": "key", "tls": "TLS", "version": "versions"}
+LINES: Mapping[str, str] = {"key": "key", "encryption": "TLS", "version": "versions"}
 """By what a refusal is about: the line that it belongs to."""
 
 
@@ -182,7 +182,7 @@ def _without_tls(settings: ClientSettings) -> str:
 def _remedy_of(error: RefusedError, settings: ClientSettings) -> str:
     """What mends a refusal, where this command knows it better than what the other side says."""
     other = _other_address(settings)
-    if error.kind == "tls" and other is not None and other.is_encrypted:
+    if error.kind == "encryption" and other is not None and other.is_encrypted:
         return f"run: trio-dask check {other}"
     return "install the scheduler's version of trio_dask here" if error.kind == "version" else ""
 

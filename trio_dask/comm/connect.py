@@ -90,7 +90,7 @@ async def _call(
             connected = True
             if reason := refusal_of_listener(endpoint, transport, hello):
                 transport.abort()
-                raise RefusedError(reason, "tls")
+                raise RefusedError(reason, "encryption")
             prover = endpoint.prover(endpoint.credentials.key, transport.channel_binding)
             answer, rest = await _greet(transport, CallerOpening(hello, prover))
     except RefusedError:  # an `OSError` as well

@@ -170,7 +170,7 @@ class _Handshake(NamedTuple):
 
     def _decide(self, transport: Transport, hello: Hello) -> Welcome | Refusal:
         if reason := refusal_of_caller(self.endpoint, transport, hello):
-            return Refusal(reason, "tls")
+            return Refusal(reason, "encryption")
         answer = self.admit(hello, transport) if self.admit else Welcome(self.identity.incarnation)
         return answer._replace(memory=probe()) if isinstance(answer, Welcome) else answer
 

@@ -151,7 +151,7 @@ class TlsTransport:
         """Tell a peer that speaks without TLS, if it is one of ours, what is missing."""
         if self._is_listener and is_hello(data):
             reason = "what listens here speaks TLS only; its address begins with tls:// or wss://"
-            answer = Refusal(reason, "tls")
+            answer = Refusal(reason, "encryption")
             await self._tcp.send_all(encode_envelope(answer))
             await self._tcp.aclose()
             raise ProtocolError("it does not speak TLS; give it an address with TLS")
@@ -172,7 +172,9 @@ class TlsTransport:
         if isinstance(error, ssl.SSLCertVerificationError):
             if self._is_listener:
                 return ProtocolError(f"its certificate is not accepted: {error.verify_message}")
-            return RefusedError(f"the certificate of {self.remote} is not accepted here: {error.verify_message}", "tls")
+            return RefusedError(
+                f"the certificate of {self.remote} is not accepted here: {error.verify_message}", "encryption"
+            )
         if "_ALERT_" in reason:
             what = reason.partition("_ALERT_")[2].replace("_", " ").lower()
             if "CERTIFICATE" in reason or reason.endswith(("UNKNOWN_CA", "ACCESS_DENIED")):
@@ -190,7 +192,9 @@ class TlsTransport:
         if self._is_listener:
             return ProtocolError(f"it does not accept the certificate of this listener: {what}")
         remedy = "; give --tls-ca-file, --tls-cert and --tls-key, or Security(...)" if "required" in what else ""
-        return RefusedError(f"{self.remote} does not accept the certificate of this caller: {what}{remedy}", "tls")
+        return RefusedError(
+            f"{self.remote} does not accept the certificate of this caller: {what}{remedy}", "encryption"
+        )
 
     # --------------------------------------------------------------------------------------------------------- sending
 
