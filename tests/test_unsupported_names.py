@@ -78,7 +78,7 @@ def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist()
                 "span",
                 "module 'trio_dask' has no attribute 'span', which distributed has: spans are not there",
             ),
-            (client, "upload_file", "Client has no attribute 'upload_file', which distributed has: files are not sent"),
+            (client, "profile", "Client has no attribute 'profile', which distributed has: there is no profiler"),
             (AsyncClient("tcp://h:1"), "profile", "AsyncClient has no attribute 'profile', which distributed has: "),
             (future, "executor", "Future has no attribute 'executor', which distributed has: use client"),
             (cluster, "from_name", "LocalCluster has no attribute 'from_name', which distributed has: connect to a"),

@@ -66,6 +66,13 @@ class KeyConflict(TrioDaskError, ValueError):
     """One key was given to two different tasks."""
 
 
+class Reschedule(Exception):
+    """Raise this in a task to have it run again from the start, on another worker if any other may run it.
+
+    A task that always raises it never ends.
+    """
+
+
 class ActorLost(TrioDaskError, RuntimeError):
     """An actor is lost with its worker, or released; or the connection broke while it was called.
 

@@ -47,6 +47,9 @@ class _Hooks:
     local_cluster: Callable[..., Any] | None = None
     """Makes a `LocalCluster` of keyword arguments; set by `trio_dask`."""
 
+    open_local_cluster: Callable[..., AbstractAsyncContextManager[Any]] | None = None
+    """Opens a local cluster in this Trio loop, of keyword arguments; set by `trio_dask`."""
+
     find_client: Callable[[str | None, Any], Any] | None = None
     """Finds the client that is current here, for futures that are unpickled; set by `trio_dask`."""
 

@@ -47,6 +47,12 @@ def scheduler_file_text(
     return json.dumps(content, indent=2) + "\n"
 
 
+def copied_scheduler_file_text(address: str, *, incarnation: str, key: ClusterKey | None = None) -> str:
+    """What a client writes into a scheduler file: it names no process, since it knows none."""
+    content = {"type": "Scheduler", "id": incarnation, "address": address, "workers": {}}
+    return json.dumps(content if key is None else {**content, "cluster_key": key.hex()}, indent=2) + "\n"
+
+
 def find_scheduler(address: str | None, path: str | None) -> FoundScheduler:
     """This address, or what is in the scheduler file `path`, if that is given.
 

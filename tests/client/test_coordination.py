@@ -249,7 +249,7 @@ def test_a_lock_belongs_to_the_session_of_the_workers_client(client: Client) -> 
     lock = Lock()
     assert client.submit(hold_in_a_task, lock).result(PATIENCE_S)
     assert lock.locked()
-    client.restart_workers(list(client.nthreads()), timeout=PATIENCE_S)
+    client.restart(timeout=PATIENCE_S)
     assert lock.acquire(timeout=PATIENCE_S)
     lock.release()
 

@@ -176,6 +176,7 @@ class Kit:
         peer = self.join(Hello(role="nanny", name=process, details={"process": process}))
         nanny = Nanny(self, peer, codec.TO_NANNY, process)
         self.peers[peer] = nanny
+        self.settle()
         return nanny
 
     def deliver(self, sender: Peer, messages: tuple[m.Message, ...]) -> None:

@@ -7,6 +7,7 @@ for them. docs/design/client.md says which thread does what.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -31,6 +32,7 @@ from trio_dask.hooks import hooks
 from trio_dask.ids import Incarnation, Key
 from trio_dask.protocol.messages import Message, Query
 from trio_dask.protocol.pickling import PickledFunction, load_value
+from trio_dask.security.credentials import NO_CREDENTIALS
 
 _P = ParamSpec("_P")
 
@@ -59,10 +61,13 @@ class Engine:
         open_channel: Callable[[str], Awaitable[BothWays]],
         *,
         grace_s: float = 2.0,
+        patience_s: float = math.inf,
     ) -> None:
         self.incarnation = incarnation
         self.address = ""
         """Of the scheduler, once connected."""
+        self.credentials = NO_CREDENTIALS
+        """Those that it connected with."""
         self.serial = count(1)
         """Numbers for keys that stand for one call each; all clients that share this draw from it."""
         self.channels = WorkerChannels(open_channel)
@@ -80,7 +85,7 @@ class Engine:
         self.lines = ActorLines(shared, calls, open_channel)
         """To the actors on workers."""
 
-        self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s)
+        self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s, patience_s)
         self.attach, self.serve = link.attach, link.serve
 
         self._graphs = GraphSender(shared, outgoing)
@@ -146,6 +151,12 @@ class Engine:
             else:
                 outgoing.wake()
         return states
+
+    def wanted(self) -> dict[Key, KeyState]:
+        """The states of all keys for which there are futures."""
+        with self.shared.lock:
+            self._outgoing.collect_all_dropped()
+            return {key: state for key, state in self.core.states.items() if state.refs}
 
     def known(self, keys: Iterable[Key]) -> set[Key]:
         """Those of these keys for which there are futures."""

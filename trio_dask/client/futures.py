@@ -122,6 +122,16 @@ class BaseFuture(CallForms, KeyReference, _KeySlot):
         kind = f", type: {state.type_name}" if state.type_name else ""
         return f"<{type(self).__name__}: {state.status}{kind}, key: {self.key}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from trio_dask.html_cards import card
+
+        state = self.state
+        rows = {"status": state.status, "key": self.key}
+        if state.type_name:
+            rows["type"] = state.type_name
+        return card(type(self).__name__, rows)
+
 
 def result_of(future: BaseFuture, timeout: Timeout = None) -> Waiting[Any]:
     """The result, once it is there. What the task raised is raised here as it was.

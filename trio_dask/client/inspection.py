@@ -61,7 +61,7 @@ async def call_stack(
     """
     wanted: list[Key] | None = None
     if futures is not None or keys is not None:
-        found = [] if futures is None else all_futures_in(materialize(futures))
+        found: list[BaseFuture] = [] if futures is None else list(all_futures_in(materialize(futures)))
         wanted = [*(future.key for future in found), *map(key_to_str, keys or ())]
     stacks = await call_workers(engine, _call_stacks, (wanted,), None)
     return {address: found for address, found in stacks.items() if found}

@@ -79,9 +79,11 @@ def extra_from(options: Options) -> Mapping[str, Any]:
     priority, time_limit = options.get("priority"), options.get("time_limit")
     if workers is not None and (names := worker_names(workers)):
         extra["workers"] = names
-    if options.get("allow_other_workers"):
+    if others := options.get("allow_other_workers"):
         if "workers" not in extra:
             raise UsageError("allow_other_workers=True needs workers= as well")
+        if not isinstance(others, bool):
+            raise TypeError(f"allow_other_workers is True or False, not {others!r:.60}")
         extra["allow_other_workers"] = True
     if resources is not None:
         if not isinstance(resources, Mapping):

@@ -73,7 +73,9 @@ class Goodbye(NamedTuple):
 
 @tagged(34)
 class Reply(NamedTuple):
-    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate`, `Coordinate` or `Control`."""
+    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate`, `Coordinate`, `SetMetadata`,
+    `RegisterPlugin`, `UnregisterPlugin` or `Control`.
+    """
 
     request: int
     payload: Any
@@ -88,6 +90,35 @@ class Received(NamedTuple):
     """
 
     number: int
+
+
+@tagged(123)
+class SetUpPlugin(NamedTuple):
+    """Set up this plugin, unless that was done or begun already; `PluginDone` answers. `plugin` names it for ever."""
+
+    plugin: str
+    name: str
+    data: tuple[bytes, ...]
+
+
+@tagged(124)
+class TearDownPlugin(NamedTuple):
+    """Tear down this plugin, if it was set up; `PluginDone` answers."""
+
+    plugin: str
+
+
+@tagged(125)
+class PluginDone(NamedTuple):
+    """A worker or nanny has set up a plugin, or torn it down, or that raised.
+
+    `error` is the pickled exception, or None if there is only `text`; both are empty if all went well.
+    """
+
+    plugin: str
+    torn_down: bool
+    error: bytes | None
+    text: str
 
 
 @tagged(54)
@@ -303,6 +334,43 @@ class EndRequest(NamedTuple):
     is_taken: bool
 
 
+@tagged(120)
+class SetMetadata(NamedTuple):
+    """Keep metadata at this path of texts. `value` is a map from texts to such values, or a tuple: a pickle's frames.
+
+    A `Reply` says that it is there. The question `metadata` reads it.
+    """
+
+    request: int
+    path: tuple[str, ...]
+    value: Any
+
+
+@tagged(121)
+class RegisterPlugin(NamedTuple):
+    """Have every worker, or every nanny (`kind`), set up this plugin, now or when it joins; a `Reply` has the outcomes.
+
+    `data` are the frames of its pickle. A plugin of the same kind and name is replaced; if `idempotent`, it stays, and
+    this one is not registered. The payload of the answer is a map: `outcomes` has for each peer its address, the
+    pickled exception (or None) and its text, which is empty if all went well. If any failed, nobody keeps the plugin.
+    """
+
+    request: int
+    kind: str
+    name: str
+    data: tuple[bytes, ...]
+    idempotent: bool
+
+
+@tagged(122)
+class UnregisterPlugin(NamedTuple):
+    """Have every worker or nanny tear down this plugin; the answer is as for `RegisterPlugin`, or has `refused`."""
+
+    request: int
+    kind: str
+    name: str
+
+
 @tagged(131)
 class Subscribe(NamedTuple):
     """The client wants a `TopicEvent` for each event of this topic from now on, or (not `wanted`) no longer.
@@ -338,6 +406,9 @@ FromClient = (
     | Replicate
     | Coordinate
     | EndRequest
+    | SetMetadata
+    | RegisterPlugin
+    | UnregisterPlugin
     | LogEvent
     | Subscribe
     | Shutdown
@@ -487,7 +558,19 @@ class Acquire(NamedTuple):
     keys: tuple[tuple[Key, tuple[str, ...]], ...]
 
 
-ToWorker = Blob | ForgetBlobs | Run | ReturnRuns | CancelRuns | Free | Acquire | Leave | SchedulerStops
+ToWorker = (
+    Blob
+    | ForgetBlobs
+    | Run
+    | ReturnRuns
+    | CancelRuns
+    | Free
+    | Acquire
+    | SetUpPlugin
+    | TearDownPlugin
+    | Leave
+    | SchedulerStops
+)
 
 
 # ---------------------------------------------------------------------------------------------- worker -> scheduler
@@ -506,7 +589,11 @@ class RunFinished(NamedTuple):
 
 @tagged(71)
 class RunFailed(NamedTuple):
-    """A run raised, its result cannot be pickled, or it hit its time limit (`kind`: exception, timeout)."""
+    """A run gave no result.
+
+    `kind` is "exception" (it raised, or its result cannot be pickled), "timeout" (it hit its time limit), or
+    "reschedule" (it asks to be run elsewhere).
+    """
 
     run: RunId
     kind: str
@@ -620,6 +707,7 @@ FromWorker = (
     | Inventory
     | Drain
     | NotAcquired
+    | PluginDone
     | LogEvent
 )
 
@@ -651,8 +739,13 @@ class WorkerExited(NamedTuple):
     details: Mapping[str, Any]
 
 
-FromNanny = WorkerAlive | WorkerExited
-ToNanny = Leave | SchedulerStops
+@tagged(126)
+class PluginsSent(NamedTuple):
+    """A nanny has been sent all plugins with which it begins; it starts its worker once these are set up."""
+
+
+FromNanny = WorkerAlive | WorkerExited | PluginDone
+ToNanny = Leave | SchedulerStops | SetUpPlugin | TearDownPlugin | PluginsSent
 
 
 # ---------------------------------------------------------------------------------------------- programs and scripts

@@ -15,12 +15,16 @@ from trio_dask.ids import Key
 from trio_dask.worker.executor import Executor
 from trio_dask.worker.task_context import TaskContext
 
-_EXECUTE: Final[CodeType] = Executor._execute.__code__
+_EXECUTE: Final[CodeType] = Executor._execute.__code__  # pyright: ignore[reportPrivateUsage] - its frames are found
 
 
 def running_frames() -> dict[Key, list[FrameType]]:
     """The frames of the tasks that run here, each from the task's own call to where it is."""
-    return {key: frames for frame in sys._current_frames().values() for key, frames in _of_task(frame)}
+    return {key: frames for frame in _frames_of_threads() for key, frames in _of_task(frame)}
+
+
+def _frames_of_threads() -> list[FrameType]:
+    return list(sys._current_frames().values())  # pyright: ignore[reportPrivateUsage] - Python documents it
 
 
 def _of_task(frame: FrameType | None) -> list[tuple[Key, list[FrameType]]]:

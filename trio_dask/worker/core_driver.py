@@ -11,7 +11,7 @@ import sys
 import time
 from functools import partial
 from queue import SimpleQueue
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import trio
 
@@ -22,8 +22,9 @@ from trio_dask.config import WorkerSettings
 from trio_dask.errors import TrioDaskError
 from trio_dask.ids import Incarnation, Key, given_name
 from trio_dask.parsing import counted
+from trio_dask.plugins.host import PluginHost
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Heartbeat, Message, Put, ToWorker
+from trio_dask.protocol.messages import Heartbeat, Message, PluginDone, Put, SetUpPlugin, TearDownPlugin, ToWorker
 from trio_dask.protocol.raw_memory import shared_memory, whole_of
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
 from trio_dask.worker.call_stacks import call_stacks
@@ -42,7 +43,7 @@ from trio_dask.worker.core.memory_policy import MemoryLimits
 from trio_dask.worker.core.worker import WorkerCore
 from trio_dask.worker.data_server import DataServer
 from trio_dask.worker.event_log import EventLog
-from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
+from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome, Rescheduled
 from trio_dask.worker.hosted_actors import HostedActors
 from trio_dask.worker.memory_monitor import MemoryMonitor, WorkerCallbacks, keep_nothing_unwatched
 from trio_dask.worker.peer_channels import PeerChannels
@@ -52,6 +53,7 @@ from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded
 from trio_dask.worker.spill_directory import check_base
 from trio_dask.worker.task_context import WorkerHandle
+from trio_dask.worker.transitions import Transitions
 
 log = logging.getLogger("trio_dask.worker")
 
@@ -104,6 +106,9 @@ class CoreDriver:
             reservations=None if self._memory is None else self._memory.reservations,
             reserve_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
         )
+        self.handle.forget_functions = self._executor.forget_all
+        self.plugins = PluginHost(self.handle, self._send_done, log, changed=self._plugin_changed)
+        self._transitions = Transitions()
         self._peers = PeerChannels(self._open_channel, None if self._memory is None else self._memory.room)
         self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory, self._actors)
         self._connection: Connection | None = None
@@ -126,6 +131,7 @@ class CoreDriver:
         try:
             async with trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self._executor.run, self._take_outcomes)
+                self._tasks.start_soon(self.plugins.run)
                 if self._memory is not None:
                     self._tasks.start_soon(self._memory.run)
                 task_status.started()
@@ -135,7 +141,18 @@ class CoreDriver:
                     self._peers.close_idle()
         finally:
             self._actors.close()
+            self._transitions.close()
+            self.handle.remove_directory()
             self._process.close()
+
+    def _send_done(self, message: PluginDone) -> None:
+        if self._connection is not None:  # else the next hello says what is set up
+            self._connection.send_nowait(message, flush=True)
+
+    async def _plugin_changed(self, plugin: Any, is_set_up: bool) -> None:
+        self.handle.plugins = self.plugins.by_name
+        await self._transitions.changed(plugin, is_set_up=is_set_up)
+        self._executor.watch(self._transitions.started if self._transitions.are_heard else None)
 
     # ------------------------------------------------------------------------------------------ sessions
 
@@ -185,6 +202,8 @@ class CoreDriver:
         """
         now = trio.current_time()
         handle = self._core.handle
+        if self._transitions.are_heard:
+            self._transitions.received(batch)
         for message in cast("list[ToWorker]", batch):  # the connection admits nothing else
             handle(message, now)
         self._act()
@@ -248,6 +267,8 @@ class CoreDriver:
 
     def _take_outcomes(self, outcomes: list[Outcome]) -> None:
         core = self._core
+        if self._transitions.are_heard:
+            self._transitions.ended(outcomes)
         if self._events.waiting:  # clients hear of events before they hear of the result
             self._send_events()
         waiting: list[SimpleQueue[None]] = []
@@ -268,6 +289,8 @@ class CoreDriver:
                 core.input_gone(*outcome)
             elif isinstance(outcome, Declined):
                 core.declined(outcome.run)
+            elif isinstance(outcome, Rescheduled):
+                core.rescheduled(*outcome)
             elif isinstance(outcome, Begun):
                 core.started((outcome.run,), trio.current_time())
                 if outcome.go is not None:
@@ -355,9 +378,13 @@ class CoreDriver:
                     self._fetches.pop(fetch).cancel()
             case FreeKeys(keys):
                 self._store.drop(keys)
+                if self._transitions.are_heard:
+                    self._transitions.freed(keys)
                 self._actors.drop(keys)
             case ForgetFunctions(digests):
                 self._executor.forget(digests)
+            case SetUpPlugin() | TearDownPlugin():
+                self.plugins.ask(request)
             case EndSession():
                 self._end = request
 

@@ -134,26 +134,32 @@ class HostedActor:
 
     def _run_loop(self, first: _Call) -> None:
         enter(self._context)
-        trio.run(self._take_calls, first)
-        self._held.put(None)
+        try:
+            trio.run(self._take_calls, first)
+        finally:
+            self._held.put(None)
 
     async def _take_calls(self, first: _Call) -> None:
         self._token = trio.lowlevel.current_trio_token()  # before the queue is looked at
         async with trio.open_nursery() as nursery:
             await nursery.start(self._answer, first)
-            while True:
-                self._woken = trio.Event()
-                while not self._calls.empty():
-                    call = self._calls.get_nowait()
-                    if call is None:
-                        nursery.cancel_scope.cancel()
-                        return
-                    if self._is_async(call):
-                        await nursery.start(self._answer, call)  # so that calls begin in their order
-                    else:
-                        self._held.put(call)
-                        self._held_ended.get()
+            while await self._begin_gathered(nursery):
                 await self._woken.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _begin_gathered(self, nursery: trio.Nursery) -> bool:
+        """Begin the calls that are there, in their order; False after the last one of all."""
+        self._woken = trio.Event()
+        while not self._calls.empty():
+            call = self._calls.get_nowait()
+            if call is None:
+                return False
+            if self._is_async(call):
+                await nursery.start(self._answer, call)  # it returns when the call has begun
+            else:
+                self._held.put(call)
+                self._held_ended.get()
+        return True
 
     async def _answer(self, call: _Call, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()

@@ -344,6 +344,7 @@ class _Worker:
                 "reconnect": settings.reconnect,
                 "process": settings.process,
                 "nanny": settings.nanny_address,
+                "plugins": self._driver.plugins.ids,
                 "metrics": self._driver.figures(),
             },
         )

@@ -17,14 +17,15 @@ from trio_dask.ids import Key, given_name
 from trio_dask.parsing import counted
 from trio_dask.protocol.logged_events import log_message
 from trio_dask.protocol.messages import LogEvent, Run
+from trio_dask.worker.spill_directory import SpillDirectory
 
 
 class WorkerHandle:
     """The worker, as tasks (`get_worker()`) and functions called by `client.run` (`dask_worker=`) see it.
 
     `address`, `scheduler_address` and `incarnation` are those of the present session, and empty between sessions.
-    `data` maps the keys held here to their values. `state` belongs to the user: what one task puts there, the next one
-    finds, as long as this process lives.
+    `data` maps the keys held here to their values, `plugins` the names of plugins to these. `state` belongs to the
+    user: what one task puts there, the next one finds, as long as this process lives.
     """
 
     def __init__(
@@ -43,12 +44,15 @@ class WorkerHandle:
         self.nthreads = nthreads
         self.memory_limit_bytes = memory_limit_bytes
         self.resources: Mapping[str, float] = resources or {}
-        self.local_directory = local_directory
+        self._directory = SpillDirectory(local_directory)
         self.address = ""
         self.scheduler_address = ""
         self.incarnation = ""
         self.data: Mapping[Key, Any] = {} if data is None else data
         self.state: dict[str, Any] = {}
+        self.plugins: Mapping[str, Any] = {}
+        self.forget_functions: Callable[[], None] = lambda: None
+        """Have the functions of tasks unpickled anew, as modules have changed. From any thread."""
         self.actors: Any = None
         self.client: Any = None
         self._log = log
@@ -60,6 +64,15 @@ class WorkerHandle:
 
     def __repr__(self) -> str:
         return f"<worker {self.name!r} {self.address or 'without a scheduler'}, {counted(self.nthreads, 'thread')}>"
+
+    @property
+    def local_directory(self) -> str:
+        """A directory of this worker, which is made when it is first asked for, and removed when the worker ends."""
+        return self._directory.make()
+
+    def remove_directory(self) -> None:
+        """The worker has ended."""
+        self._directory.remove()
 
     def get_current_task(self) -> Key:
         """The key of the task that calls this. Raises `ValueError` if no task is running here."""

@@ -14,6 +14,7 @@ from trio_dask.protocol import messages as m
 from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.scheduler.core import (
     clients,
+    plugins,
     reconnect,
     replication,
     retirement,
@@ -23,9 +24,11 @@ from trio_dask.scheduler.core import (
 )
 from trio_dask.scheduler.core.blobs import forget_blobs, receive
 from trio_dask.scheduler.core.coordination.handlers import coordinate, end_request
+from trio_dask.scheduler.core.metadata import set_metadata
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
-from trio_dask.scheduler.core.placement import update_duration
+from trio_dask.scheduler.core.placement import keep_off, update_duration
 from trio_dask.scheduler.core.queries import answer
+from trio_dask.scheduler.core.run_record import Ran, RunRecord
 from trio_dask.scheduler.core.state import (
     DEFAULT_OPTIONS,
     FIRE_AND_FORGET,
@@ -53,12 +56,26 @@ def _run_finished(state: State, worker: Worker, message: m.RunFinished) -> None:
         return
     if task.function is not None:
         update_duration(state, task.function, message.duration_s)
+    if state.run_record is not None:
+        _note_run(state, worker, task, message.duration_s, message.nbytes, message.type_name)
     task_transitions.finish(state, task, worker, message.nbytes, message.type_name, message.value)
+
+
+def _note_run(state: State, worker: Worker, task: Task, duration_s: float, nbytes: int, type_name: str) -> None:
+    if state.run_record is not None:
+        at = state.now + state.settings.unix_offset_s
+        state.run_record.note(Ran(at, worker.info.address, task.key, duration_s, nbytes, type_name))
 
 
 def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
     task = worker.processing.get(message.run)
     if task is None:
+        return
+    if state.run_record is not None:
+        _note_run(state, worker, task, message.duration_s, 0, "")
+    if message.kind == "reschedule":
+        keep_off(state, task, worker)
+        task_transitions.requeue(state, task, f"{worker.info.name} rescheduled it")
         return
     history = task.history or RetryHistory()
     if history.failures < task.options.retries:
@@ -251,6 +268,13 @@ def _query(state: State, client: Client, message: m.Query) -> None:
         goal = WorkerCount(int(message.arguments[0]))
         state.pending.add(PendingRequest(client.peer, message.request, goal))
         return
+    if message.what == "task_stream":
+        record = state.run_record or RunRecord()
+        runs = record.between(message.arguments)
+        record.clients[client.peer] = None
+        state.run_record = record
+        state.send(client.peer, m.Reply(message.request, runs))
+        return
     if message.what in ("logs", "versions"):
         state.requests.append(ServiceQuestion(client.peer, message.request, message.what, message.arguments))
         return
@@ -322,6 +346,7 @@ FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
     m.Inventory: reconnect.reconcile,
     m.Drain: retirement.drain,
     m.NotAcquired: retirement.not_acquired,
+    m.PluginDone: plugins.worker_done,
     m.LogEvent: log_event,
 }
 FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
@@ -343,6 +368,9 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Replicate: replication.replicate,
     m.Coordinate: coordinate,
     m.EndRequest: end_request,
+    m.SetMetadata: set_metadata,
+    m.RegisterPlugin: plugins.register,
+    m.UnregisterPlugin: plugins.unregister,
     m.LogEvent: log_event,
     m.Subscribe: subscribe,
     m.Shutdown: _shutdown,
@@ -350,4 +378,5 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
 FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {
     m.WorkerAlive: reconnect.nanny_heartbeat,
     m.WorkerExited: reconnect.worker_exited,
+    m.PluginDone: plugins.nanny_done,
 }

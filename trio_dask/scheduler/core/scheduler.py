@@ -9,7 +9,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Message, Reply
-from trio_dask.scheduler.core import admission, clients, idle_timeout, reconnect, retirement, stuck_tasks
+from trio_dask.scheduler.core import admission, clients, idle_timeout, plugins, reconnect, retirement, stuck_tasks
 from trio_dask.scheduler.core.admission import Outcome
 from trio_dask.scheduler.core.demand import demand, retire_idle
 from trio_dask.scheduler.core.events import EventRing
@@ -71,6 +71,8 @@ class SchedulerCore:
         """A session has ended: announced (`expected`), or lost for the `reason` given. Unknown peers are ignored."""
         state = self._state
         state.now = now
+        if state.plugin_orders:
+            plugins.session_ended(state, peer)
         if (worker := state.workers.get(peer)) is not None:
             if expected:
                 remove_worker(state, worker, reason, expected=True)
