@@ -61,7 +61,7 @@ async def get_metadata(engine: Engine, keys: Any, default: Any = REQUIRED) -> An
         else:
             return value
     if default is REQUIRED:
-        raise KeyError(list(path) if len(path) > 1 else path[0])
+        raise KeyError(keys)
     return default
 
 
@@ -118,7 +118,8 @@ class get_task_metadata:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        found: Mapping[Key, tuple[str, Any]] = await self._engine.ask("tasks_since", (self._mark,))
+        ask = self._engine.ask("tasks_since", (self._mark,))
+        found: Mapping[Key, tuple[str, Any]] = await ask  # noqa: ASYNC102 - cancelled, it needs no answer
         self.state = {key: state for key, (state, _) in found.items()}
         self.metadata = {key: _value(self._engine, node) for key, (_, node) in found.items()}
 

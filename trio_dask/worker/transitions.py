@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Iterable
 from queue import SimpleQueue
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import trio
 
@@ -39,7 +39,8 @@ class Transitions:
 
     async def changed(self, plugin: Any, *, is_set_up: bool) -> None:
         """A plugin was set up, or is about to be torn down: then it hears first of what has happened until now."""
-        method = getattr(type(plugin), "transition", None)
+        kind = cast("Any", type(plugin))
+        method = getattr(kind, "transition", None)
         if method is None or method is WorkerPlugin.transition:
             await trio.lowlevel.checkpoint()
         elif is_set_up:

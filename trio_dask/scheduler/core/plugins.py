@@ -8,7 +8,7 @@ is of an earlier scheduler, is torn down. A registration that fails anywhere is 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final, cast
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId
@@ -136,10 +136,12 @@ def _bring_up_to_date(state: State, peer: PeerId, kind: str, hello: Hello) -> li
 
 
 def _ids(hello: Hello) -> dict[str, None]:
-    ids: Any = hello.details.get("plugins", ())
-    if not isinstance(ids, list | tuple) or len(ids) > MOST_PLUGINS or not all(isinstance(one, str) for one in ids):
+    given: object = hello.details.get("plugins", ())
+    ids = cast("list[object] | tuple[object, ...]", given if isinstance(given, list | tuple) else (None,))
+    texts = [one for one in ids if isinstance(one, str)]
+    if len(texts) < len(ids) or len(ids) > MOST_PLUGINS:
         raise ProtocolError("the plugins of a process are a list of texts")
-    return dict.fromkeys(ids)
+    return dict.fromkeys(texts)
 
 
 def _done(state: State, peer: PeerId, title: str, address: str, message: PluginDone) -> None:
