@@ -32,7 +32,14 @@ class ProtocolError(TrioDaskError):
 
 
 class RefusedError(TrioDaskError, ConnectionError):
-    """The other side answered the hello with a refusal; the message is its reason, naming both sides."""
+    """The other side answered the hello with a refusal; the message is its reason, naming both sides.
+
+    Attributes: `kind`, a word for what it is about, such as "key", "encryption" or "version"; it may be empty.
+    """
+
+    def __init__(self, reason: str = "", kind: str = "") -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 class ProvenRefusal(RefusedError):

@@ -65,7 +65,8 @@ class SchedulerConnection:
         self.first_contact = trio.Event()
         """Set once all plugins with which the nanny begins have come, or there are none, or there is no scheduler."""
         self._retries = RetryPolicy(WORKERS, random.uniform, trio.current_time(), give_up_s=settings.death_timeout_s)
-        self._why_away = "none was found"
+        self._why_away = "no answer so far"
+        self._is_hopeless = False
 
     @property
     def away_since(self) -> float:
@@ -93,6 +94,11 @@ class SchedulerConnection:
         """The nanny has another worker: say at once that it is alive."""
         self._changed.set()
 
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the last try failed in such a way that the worker ends, which then says why."""
+        return self._is_hopeless
+
     async def run(self) -> None:
         """Keep the connection until cancelled, then say goodbye."""
         async with trio.open_nursery() as nursery:
@@ -103,10 +109,10 @@ class SchedulerConnection:
             try:
                 connection = await self._connect(nursery)
             except (NoScheduler, UnavailableError, UsageError) as error:
-                self._why_away = str(error)
+                self._failed(error)
             except RefusedError as error:
                 self._retries.lost_contact(trio.current_time())
-                self._why_away = str(error)
+                self._failed(error)
                 log.debug("The scheduler refused this nanny: %s", error)
             else:
                 welcome = connection.hello
@@ -116,6 +122,9 @@ class SchedulerConnection:
                 self._retries.session_lost(trio.current_time())
             self.first_contact.set()
             await trio.sleep(self._retries.next_pause_s())
+
+    def _failed(self, error: Exception) -> None:
+        self._why_away, self._is_hopeless = str(error), self._retries.is_final(error, trio.current_time())
 
     async def _connect(self, nursery: trio.Nursery) -> Connection:
         settings = self._settings

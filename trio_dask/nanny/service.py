@@ -10,6 +10,7 @@ the workers do, it can answer for them.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import signal
@@ -149,6 +150,12 @@ class Nanny:
     def address(self) -> str | None:
         """The worker's address, while it is registered."""
         return self._current.address if isinstance(self._current, WorkerProcess) else None
+
+    @property
+    def why_waiting(self) -> str:
+        """Why this nanny waits for the scheduler; empty while it has a connection, or where waiting is useless."""
+        connection = self._connection
+        return "" if connection.away_since == math.inf or connection.is_hopeless else connection.why_away
 
     @property
     def pid(self) -> int:
