@@ -17,7 +17,7 @@ from trio_dask import retry_policy
 from trio_dask.comm import Address, joining
 from trio_dask.comm.inproc import bind_memory
 from trio_dask.config import WorkerSettings
-from trio_dask.errors import NoScheduler, RefusedError, UsageError
+from trio_dask.errors import NoScheduler, RefusedError, UnavailableError
 from trio_dask.ids import RunId
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import (
@@ -275,10 +275,10 @@ async def test_a_scheduler_file_is_waited_for_and_read_anew(autojump_clock: Mock
         nursery.cancel_scope.cancel()
 
 
-async def test_a_file_that_is_no_scheduler_file_is_wrong_usage(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_a_file_that_is_no_scheduler_file_cannot_be_used(autojump_clock: MockClock, tmp_path: Path) -> None:
     path = tmp_path / "scheduler.json"
     path.write_text("[]")
-    with pytest.raises(UsageError, match="contains no address"):
+    with pytest.raises(UnavailableError, match="contains no address"):
         await run_worker(WorkerSettings(scheduler_file=str(path)))
 
 
