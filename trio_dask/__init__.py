@@ -205,8 +205,15 @@ def _worker_settings(arguments: Any) -> Any:
     return read_settings(arguments)
 
 
+def _check_worker(arguments: Any) -> None:
+    from trio_dask.cli.worker import check_elsewhere
+
+    check_elsewhere(arguments)
+
+
 hooks.scheduler_settings = _scheduler_settings
 hooks.worker_settings = _worker_settings
+hooks.check_worker = _check_worker
 hooks.around_tasks = _around_tasks
 hooks.local_cluster = _local_cluster
 hooks.find_client = _find_client

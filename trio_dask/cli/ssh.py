@@ -31,18 +31,21 @@ from trio_dask.cli.worker import worker as dask_worker
 from trio_dask.config import FILE, ClientSettings, options_of
 from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, host_line, read_hosts
 from trio_dask.deploy.ssh.options import (
+    ANY_SCHEDULER,
     FAILURES,
     HOSTS,
+    LEFT_TO_US,
     OUTPUT,
     WHERE_IT_RUNS,
     WORKERS,
     LauncherSettings,
     LocalScheduler,
+    check_workers,
     place_scheduler,
     scheduler_arguments,
     worker_arguments,
 )
-from trio_dask.errors import UnavailableError, UsageError
+from trio_dask.errors import UnavailableError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.parsing import counted
 
@@ -52,17 +55,10 @@ if TYPE_CHECKING:
     from trio_dask.deploy.ssh.progress import Progress
 
 WORKER_OPTIONS: Final = "trio_dask.worker_options"
-ANY_SCHEDULER: Final = "scheduler:8786"
 NOT_OF_SSH: Final = {
     "--remote-dask-worker": Ignored("the hosts run trio_dask's own workers", TEXT),
     "--nohost": Ignored("workers listen at the address from which they reach the scheduler"),
 }
-LEFT_TO_US: Final = (
-    *("scheduler_file", "cluster_key", "auth", "tls_ca_file", "tls_cert", "tls_key"),
-    *("nanny", "preload_nanny", "log_file", "log_format", "debug"),
-)
-"""Options of `dask-worker` that make no sense after `--`: we tell the workers these things in another way."""
-
 
 class _Ssh(Program):
     """A command that keeps what stands behind `--`, for other programs, and is told by `--verbose` to show theirs."""
@@ -161,7 +157,7 @@ def _settings(context: click.Context) -> LauncherSettings:
         if path is not None and not os.path.isfile(os.path.expanduser(path)):
             raise UnavailableError(f"{option}: there is no file {path!a}")
     _check_worker_options(settings.worker_options)
-    _check_workers(settings)
+    check_workers(settings)
     return settings
 
 
@@ -181,20 +177,6 @@ def _check_worker_options(words: Sequence[str]) -> None:
                     (word for word in words if word.partition("=")[0] in (*param.opts, *param.secondary_opts)), name
                 )
                 raise click.UsageError(f"{shown.partition('=')[0]} after --: this program decides that for its workers")
-
-
-def _check_workers(settings: LauncherSettings) -> None:
-    """Refuse what the `dask-worker` of some host would refuse; hosts that differ in names alone are checked once."""
-    checked: set[tuple[str, ...]] = set()
-    for spec in settings.hosts:
-        arguments = worker_arguments(spec, settings)
-        kind = tuple(word for word in arguments if not word.startswith("--name="))
-        if arguments and kind not in checked:
-            checked.add(kind)
-            try:
-                check_elsewhere([ANY_SCHEDULER, *arguments])
-            except UsageError as error:
-                raise UsageError(f"{spec.origin}: {error}") from error
 
 
 def _plan(settings: LauncherSettings) -> list[str]:

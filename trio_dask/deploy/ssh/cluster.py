@@ -9,12 +9,12 @@ import getpass
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args
 
 import trio
 
 from trio_dask.comm.joining import forget_cluster, remember_cluster
-from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME
+from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, declarations
 from trio_dask.deploy.cluster import (
     CLOSED,
     AsyncCluster,
@@ -29,9 +29,9 @@ from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, parse_line
 from trio_dask.deploy.ssh.launch import open_logins
 from trio_dask.deploy.ssh.launched_host import Host
 from trio_dask.deploy.ssh.launcher import Launcher
-from trio_dask.deploy.ssh.options import LauncherSettings, place_scheduler
+from trio_dask.deploy.ssh.options import LEFT_TO_US, LauncherSettings, check_workers, place_scheduler
 from trio_dask.errors import ClusterError, TrioDaskError, UsageError
-from trio_dask.parsing import counted
+from trio_dask.parsing import counted, parse_choice
 from trio_dask.security.cluster_key import ClusterKey
 from trio_dask.security.credentials import Credentials
 from trio_dask.security.security import Security, as_security
@@ -104,9 +104,18 @@ def plan_ssh(
     _add_worker_options(worker_options or {}, settings)
     _add_scheduler_options(scheduler_options or {}, settings)
     place, specs = place_scheduler(scheduler, specs)
-    return SSHPlan(
-        LauncherSettings(hosts=specs, scheduler=place, remote_python=remote_python, **settings), as_security(security)
-    )
+    settings = {name: _as_read(name, value) for name, value in settings.items()}
+    plan = LauncherSettings(hosts=specs, scheduler=place, remote_python=remote_python, **settings)
+    _check_plan(plan)
+    return SSHPlan(plan, as_security(security))
+
+
+def _check_plan(settings: LauncherSettings) -> None:
+    """Refuse settings that no worker could start with, before anybody logs in anywhere."""
+    try:
+        check_workers(settings)
+    except (TypeError, AttributeError) as error:  # a value of another kind than the setting has
+        raise UsageError(f"an option has a value of a wrong kind: {error}") from error
 
 
 def _specs(lines: Sequence[str], *, first_is_scheduler: bool) -> tuple[HostSpec, ...]:
@@ -165,10 +174,40 @@ def _add_worker_options(options: Options, settings: dict[str, Any]) -> None:
     for name, value in options.items():
         if name in OF_WORKERS:
             setting = OF_WORKERS[name]
-            settings[setting] = str(value) if setting in ("nworkers", "memory_limit") else value
+            if value is not None:
+                settings[setting] = str(value) if setting in ("nworkers", "memory_limit") else value
+        elif name.removeprefix("no_") in LEFT_TO_US:
+            raise UsageError(f"worker_options: {name}: the cluster decides that for its workers")
         elif name not in MEANINGLESS:
-            arguments.append(f"--{name.replace('_', '-')}={value}")
+            arguments += _words(name.replace("_", "-"), value)
     settings["worker_options"] = tuple(arguments)
+
+
+def _words(option: str, value: object) -> list[str]:
+    """An option of a command line with this value; None leaves it out, and of a list each value is given."""
+    match value:
+        case None:
+            return []
+        case bool():
+            return [f"--{'' if value else 'no-'}{option}"]
+        case list() | tuple():
+            return [f"--{option}={each}" for each in cast("Sequence[object]", value)]
+        case _:
+            return [f"--{option}={value}"]
+
+
+def _as_read(name: str, value: Any) -> Any:
+    """A setting that may be written as on a command line."""
+    declared = declarations(LauncherSettings).get(name)
+    if not isinstance(value, str) or declared is None:
+        return value
+    try:
+        if declared.reader is not None and declared.collect is None:
+            return declared.reader.read(value)
+        choices = get_args(get_args(LauncherSettings.__annotations__[name])[0])
+        return parse_choice(value, choices) if declared.reader is None and choices else value
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
 
 
 def _add_scheduler_options(options: Options, settings: dict[str, Any]) -> None:

@@ -9,11 +9,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import trio
 
 from trio_dask.deploy.ssh.child_command import LocalSession
+from trio_dask.deploy.ssh.farewell import Answer, NoAnswer
 from trio_dask.deploy.ssh.hosts import HostSpec
 from trio_dask.deploy.ssh.remote_program import RemoteProgram
 from trio_dask.deploy.ssh.session import HostError, Session
@@ -76,9 +77,21 @@ class Host:
     """What its programs have logged last."""
     failure: HostError | None = None
     is_wanted: bool = True
+    life: int = 0
+    """How often workers were wanted there again; those of an earlier life may still be ending."""
+    is_looked_after: bool = False
+    """Whether a task of the launcher serves it."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    answer: Answer | None = None
-    """What it said, when it was asked, of processes that are left; None: it was not asked, or did not answer."""
+    answer: Answer | NoAnswer | None = None
+    """What it said, when it was asked, of processes that are left; None: nothing was started there."""
+
+    def is_in(self, life: int) -> bool:
+        """Whether the workers of this life are those that are wanted."""
+        return self.is_wanted and self.life == life
+
+    def end_life(self, life: int) -> None:
+        """The workers of this life have ended; others may be wanted already."""
+        self.phase = Phase.OVER if self.life == life else Phase.STARTING
 
     @property
     def place(self) -> str:
@@ -90,13 +103,6 @@ class Host:
 async def stay_here(host: HostSpec, on_step: Callable[[str], object]) -> AsyncGenerator[Session]:
     on_step("login")
     yield LocalSession()
-
-
-class Answer(NamedTuple):
-    """What a host said at its end: how long that took, and how many processes are left."""
-
-    seconds: float
-    left: int
 
 
 class Hopeless(HostError):

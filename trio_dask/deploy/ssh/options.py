@@ -34,6 +34,7 @@ from trio_dask.deploy.ssh.hosts import (
     read_workers,
 )
 from trio_dask.errors import UsageError
+from trio_dask.hooks import hooks
 from trio_dask.parsing import (
     MAX_NAME_LENGTH,
     counted,
@@ -50,6 +51,13 @@ WORKERS = "Workers (those of each host; options in a line of a host come first)"
 FAILURES = "When a host fails"
 OUTPUT = "What the launcher does and shows"
 LOCALHOST: Final = "localhost"
+ANY_SCHEDULER: Final = "scheduler:8786"
+"""Where the command line of a worker is checked before there is a scheduler."""
+LEFT_TO_US: Final = (
+    *("scheduler_file", "cluster_key", "auth", "tls_ca_file", "tls_cert", "tls_key"),
+    *("nanny", "preload_nanny", "log_file", "log_format", "debug"),
+)
+"""Options of `dask-worker` that make no sense for workers of a launcher, which tells them these things in another way."""
 
 
 class LocalScheduler(NamedTuple):
@@ -369,6 +377,26 @@ def worker_arguments(spec: HostSpec, settings: LauncherSettings) -> list[str]:
     options = [f"{option}={value}" for option, value in given.items() if value is not None]
     # Without this, workers with a death-timeout would wait for another scheduler after ours.
     return [*options, "--on-scheduler-stop=leave", *settings.worker_options]
+
+
+def check_workers(settings: LauncherSettings) -> None:
+    """Refuse what the `dask-worker` of some host would refuse; hosts that differ in names alone are checked once.
+
+    Raises:
+      UsageError: the message names the place of the host.
+    """
+    check = hooks.check_worker
+    assert check is not None
+    checked: set[tuple[str, ...]] = set()
+    for spec in settings.hosts:
+        arguments = worker_arguments(spec, settings)
+        kind = tuple(word for word in arguments if not word.startswith("--name="))
+        if arguments and kind not in checked:
+            checked.add(kind)
+            try:
+                check([ANY_SCHEDULER, *arguments])
+            except UsageError as error:
+                raise UsageError(f"{spec.origin}: {error}") from error
 
 
 def _name_of_host(spec: HostSpec, settings: LauncherSettings) -> str | None:

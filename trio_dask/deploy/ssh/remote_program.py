@@ -88,11 +88,17 @@ class RemoteProgram:
         self._failure: dict[str, Any] = {}
         self._credentials = credentials
         self._process: RemoteProcess | None = None
+        self._signals: list[bytes] = []
 
     def signal(self, number: int, reason: str) -> None:
-        """Have it act on this signal, if it runs."""
+        """Have it act on this signal, as soon as it runs."""
+        self._signals.append(encode({"signal": number, "reason": reason}))
+        self._send_signals()
+
+    def _send_signals(self) -> None:
         if self._process is not None:
-            self._process.write(encode({"signal": number, "reason": reason}))
+            self._process.write(b"".join(self._signals))
+            self._signals.clear()
 
     async def run(self, order: Callable[[Greeting], Awaitable[Order]] | None) -> ProgramEnd:
         """Run it to its end; cancelled, end it, for `END_S` at most. Without an order it is only prepared.
@@ -112,6 +118,7 @@ class RemoteProgram:
                     greeting = await self._greet(process)
                     process.write(encode(to_json(self._preparation)))
                     self._process = process
+                    self._send_signals()
                     if order is not None:
                         nursery.start_soon(self._beat, process)
                         content = {"order": to_json(await order(greeting)), "secrets": to_secrets(self._credentials)}
@@ -263,14 +270,18 @@ def _is_old(found: str) -> bool:
 
 async def ask_for_leftovers(
     place: str, session: Session, python: str, setup: str | None, run: str, limit_s: float
-) -> tuple[int, int] | None:
-    """End what is left of a run on a host. How many processes there were, and are still; None if it does not answer."""
+) -> tuple[int, int]:
+    """End what is left of a run on a host. Gives how many processes there were, and are still.
+
+    Raises:
+      HostError: the host could not be asked.
+    """
     answer: dict[str, Any] = {}
     program = RemoteProgram(place, session, python, setup, Preparation("sweep", run), on_report=answer.update)
+    words = f"no answer within {limit_s:g} s"
     with trio.move_on_after(limit_s, shield=True):
-        try:
-            await program.run(None)
-        except HostError as exc:
-            log.debug("%s was not asked for what is left: %s", place, exc)
+        words = (await program.run(None)).words
     found, left = answer.get("found"), answer.get("left")
-    return (found, left) if isinstance(found, int) and isinstance(left, int) else None
+    if isinstance(found, int) and isinstance(left, int):
+        return found, left
+    raise HostError(place, "end", words)
