@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import termios
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,14 +51,17 @@ from trio_dask.parsing import counted
 
 if TYPE_CHECKING:
     from trio_dask.deploy.program_runner import Stopper
+    from trio_dask.deploy.ssh.launched_host import LogIn, OnEvent
     from trio_dask.deploy.ssh.launcher import Launcher
     from trio_dask.deploy.ssh.progress import Progress
+    from trio_dask.deploy.ssh.survey import Survey
 
 WORKER_OPTIONS: Final = "trio_dask.worker_options"
 NOT_OF_SSH: Final = {
     "--remote-dask-worker": Ignored("the hosts run trio_dask's own workers", TEXT),
     "--nohost": Ignored("workers listen at the address from which they reach the scheduler"),
 }
+
 
 class _Ssh(Program):
     """A command that keeps what stands behind `--`, for other programs, and is told by `--verbose` to show theirs."""
@@ -81,6 +84,7 @@ class _Ssh(Program):
 
 @click.command(
     cls=_Ssh,
+    program="ssh",
     sections=[HOSTS, WHERE_IT_RUNS, WORKERS, FAILURES, OUTPUT, LOG, LEGACY],
     params=[
         click.Argument(["hostnames"], nargs=-1),
@@ -99,7 +103,10 @@ class _Ssh(Program):
         ),
         *setting_options(LauncherSettings),
         SectionOption(
-            ["--check"], section=OUTPUT, is_flag=True, help="Log in to the hosts, check their Python, start nothing."
+            ["--check"],
+            section=OUTPUT,
+            is_flag=True,
+            help="Check logins, Python, and that each host reaches the scheduler's port; start nothing.",
         ),
         SectionOption(
             ["--dry-run"], section=OUTPUT, is_flag=True, help="Show what would be started where; log in nowhere."
@@ -125,9 +132,9 @@ def ssh(context: click.Context, /, **options: Any) -> int:
         show(*_plan(settings))
         return ExitStatus.STOPPED
     if options["check"]:
-        return _run_survey(context, settings, clean=False)
+        return _check(context, settings)
     if options["clean"]:
-        return _run_survey(context, settings, clean=True)
+        return _clean(context, settings)
     return _run(context, settings)
 
 
@@ -249,24 +256,47 @@ def _shortened(places: Sequence[str], most: int = 5) -> str:
     return ", ".join(places[:most]) + (f" and {len(places) - most} more" if len(places) > most else "")
 
 
-def _run_survey(context: click.Context, settings: LauncherSettings, *, clean: bool) -> int:
-    from trio_dask.deploy.ssh.progress import VERSION, Board, open_progress
+def _check(context: click.Context, settings: LauncherSettings) -> int:
+    from trio_dask.deploy.ssh.progress import REACHED
+    from trio_dask.deploy.ssh.survey import check
+
+    def told(found: Survey, usable: int) -> str:
+        return f"{usable} of {counted(len(settings.hosts), 'host')} can run workers"
+
+    return _run_survey(context, settings, REACHED, check, told)
+
+
+def _clean(context: click.Context, settings: LauncherSettings) -> int:
+    from trio_dask.deploy.ssh.farewell import processes
+    from trio_dask.deploy.ssh.progress import VERSION
+    from trio_dask.deploy.ssh.survey import clean
+
+    def told(found: Survey, usable: int) -> str:
+        return f"{processes(found.ended)} ended on {counted(usable, 'host')}"
+
+    return _run_survey(context, settings, VERSION, clean, told)
+
+
+def _run_survey(
+    context: click.Context,
+    settings: LauncherSettings,
+    steps: Sequence[str],
+    survey: Callable[[LauncherSettings, LogIn, OnEvent], Awaitable[Survey]],
+    told: Callable[[Survey, int], str],
+) -> int:
+    from trio_dask.deploy.ssh.progress import Board, open_progress
 
     async def service() -> None:
         from trio_dask.deploy.ssh.launch import open_logins
-        from trio_dask.deploy.ssh.survey import survey
 
-        board = Board([spec.place for spec in settings.hosts], VERSION)
+        board = Board([spec.place for spec in settings.hosts], steps)
         async with (
             open_progress(board, live=_is_live(context)) as progress,
             open_logins(settings, _asker(progress)) as log_in,
         ):
-            found = await survey(settings, log_in, progress.on_event, clean=clean)
-        of, bad = len(settings.hosts), len(found.failures)
-        if clean:
-            show(f"{found.ended} {'process' if found.ended == 1 else 'processes'} ended on {counted(of - bad, 'host')}")
-        else:
-            show(f"{of - bad} of {counted(of, 'host')} can run workers")
+            found = await survey(settings, log_in, progress.on_event)
+        bad = len(found.failures)
+        show(told(found, len(settings.hosts) - bad))
         if bad > settings.allow_missing:
             raise UnavailableError(f"{counted(bad, 'host')} cannot be used")
 

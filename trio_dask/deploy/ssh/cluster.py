@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import getpass
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast, get_args
 
 import trio
 
 from trio_dask.comm.joining import forget_cluster, remember_cluster
-from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, declarations
+from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, Key, Option, declarations
+from trio_dask.configuration import configured, load
 from trio_dask.deploy.cluster import (
     CLOSED,
     AsyncCluster,
@@ -29,7 +30,7 @@ from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, parse_line
 from trio_dask.deploy.ssh.launch import open_logins
 from trio_dask.deploy.ssh.launched_host import Host
 from trio_dask.deploy.ssh.launcher import Launcher
-from trio_dask.deploy.ssh.options import LEFT_TO_US, LauncherSettings, check_workers, place_scheduler
+from trio_dask.deploy.ssh.options import HOSTS, LEFT_TO_US, LauncherSettings, check_workers, place_scheduler
 from trio_dask.errors import ClusterError, TrioDaskError, UsageError
 from trio_dask.parsing import counted, parse_choice
 from trio_dask.security.cluster_key import ClusterKey
@@ -94,6 +95,7 @@ def plan_ssh(
     """
     # Both forms of the cluster take their signature, defaults and docstring from here.
     scheduler = settings.pop("scheduler", None)
+    settings = {**configured(LauncherSettings, "ssh", load(), wanted=_is_of_login), **settings}
     settings.setdefault("scheduler_port", 0)
     settings.setdefault("protocol", DEFAULT_TLS_SCHEME if security else DEFAULT_SCHEME)
     unknown = settings.keys() - set(LauncherSettings._fields) | settings.keys() & {"hosts"}
@@ -108,6 +110,11 @@ def plan_ssh(
     plan = LauncherSettings(hosts=specs, scheduler=place, remote_python=remote_python, **settings)
     _check_plan(plan)
     return SSHPlan(plan, as_security(security))
+
+
+def _is_of_login(declared: Option | Key) -> bool:
+    """Whether this says how to log in, and not what one cluster is: two clusters cannot share a port."""
+    return isinstance(declared, Option) and (declared.section == HOSTS or declared.key in ("remote_python", "setup"))
 
 
 def _check_plan(settings: LauncherSettings) -> None:
@@ -261,6 +268,22 @@ class AsyncSSHCluster(AsyncCluster):
         check_scale(n)
         self._running().set_host_count(n)
 
+    def scale_down(self, workers: Iterable[str]) -> None:
+        """Have these workers, by address or name, drain and end; does not wait. What they hold goes to the others.
+
+        A host is left as a whole: when all of its workers are named, or the host itself.
+        """
+        named = {str(worker) for worker in workers}
+        launcher = self._running()
+        launcher.retire(
+            [
+                host
+                for host in launcher.worker_hosts
+                if host.place in named
+                or (host.workers and all(named & {name, address} for name, address in host.workers.items()))
+            ]
+        )
+
     def logs(self) -> dict[str, str]:
         """What the programs on each host have logged last, by host."""
         return {host.place: "\n".join(host.lines) for host in self._running().hosts}
@@ -322,5 +345,6 @@ class SSHCluster(BlockingCluster[AsyncSSHCluster]):
         self._start(partial(AsyncSSHCluster, plan))
 
     scale = called_in_loop(AsyncSSHCluster.scale)
+    scale_down = called_in_loop(AsyncSSHCluster.scale_down)
     logs = called_in_loop(AsyncSSHCluster.logs)
     wait_for_workers = awaited_in_loop(AsyncSSHCluster.wait_for_workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,15 +14,20 @@ from typing import Protocol
 
 import trio
 
+from trio_dask.comm.addresses import is_loopback
 from trio_dask.deploy.ssh.child_command import LocalSession
 from trio_dask.deploy.ssh.farewell import Answer, NoAnswer
-from trio_dask.deploy.ssh.hosts import HostSpec
+from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec
+from trio_dask.deploy.ssh.options import LOCALHOST, LauncherSettings
+from trio_dask.deploy.ssh.orders import Greeting
 from trio_dask.deploy.ssh.remote_program import RemoteProgram
 from trio_dask.deploy.ssh.session import HostError, Session
 from trio_dask.retry_policy import Backoff
 
 MAX_LINES = 1000
 AGAIN = Backoff(first_s=1.0, longest_s=30.0, spread=(0.5, 1.0))
+OTHER_PYTHON = "python3"
+"""Where this machine's own path of Python does not exist on a host."""
 SOUND_S = 30.0
 """A host that was there for longer is called again after the first pause."""
 
@@ -89,6 +95,10 @@ class Host:
         """Whether the workers of this life are those that are wanted."""
         return self.is_wanted and self.life == life
 
+    def is_wanted_after(self, life: int) -> bool:
+        """Whether workers of a later life are wanted."""
+        return self.is_wanted and self.life != life
+
     def end_life(self, life: int) -> None:
         """The workers of this life have ended; others may be wanted already."""
         self.phase = Phase.OVER if self.life == life else Phase.STARTING
@@ -97,6 +107,24 @@ class Host:
     def place(self) -> str:
         """What messages call it."""
         return self.spec.place
+
+
+def pythons_of(spec: HostSpec, settings: LauncherSettings) -> list[str]:
+    """Where Python may be on a host, the likeliest path first."""
+    given = spec.python or settings.remote_python
+    return [sys.executable, OTHER_PYTHON] if given is None else [given]
+
+
+def contact_host(greeting: Greeting, hosts: Sequence[HostSpec]) -> str | None:
+    """Where workers reach the scheduler: where the login reached it, unless that means this machine to them."""
+    only_local = all(is_loopback(host.host) for host in hosts)
+    usable = greeting.reached and (only_local or not is_loopback(greeting.reached))
+    return greeting.reached if usable else None
+
+
+def here() -> HostSpec:
+    """This machine, for a scheduler that is a process of it."""
+    return HostSpec(LOCALHOST, nworkers=NO_WORKERS, is_scheduler=True)
 
 
 @asynccontextmanager

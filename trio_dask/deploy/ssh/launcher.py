@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import trio
 
 from trio_dask._version import __version__
-from trio_dask.comm.addresses import is_loopback, parse_address
+from trio_dask.comm.addresses import parse_address
 from trio_dask.deploy.ssh.farewell import Answer, NoAnswer, processes, tell_end
-from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec
+from trio_dask.deploy.ssh.hosts import HostSpec
 from trio_dask.deploy.ssh.launched_host import (
     Hopeless,
     Host,
@@ -36,12 +36,14 @@ from trio_dask.deploy.ssh.launched_host import (
     OnEvent,
     Pauses,
     Phase,
+    contact_host,
+    here,
     ignore_event,
     ignore_step,
+    pythons_of,
     stay_here,
 )
 from trio_dask.deploy.ssh.options import (
-    LOCALHOST,
     LauncherSettings,
     LocalScheduler,
     Output,
@@ -67,8 +69,6 @@ HOST_LENGTH = 4
 DRAIN_S = 3.0
 """For how long workers may drain before everything is ended."""
 SWEEP_S = 2.5
-OTHER_PYTHON = "python3"
-"""Where this machine's own path of Python does not exist on a host."""
 LEVELS: Mapping[Output, int] = {"quiet": logging.ERROR, "warnings": logging.WARNING, "all": logging.DEBUG}
 HOPELESS = (ExitStatus.WRONG_USAGE, ExitStatus.REFUSED, ExitStatus.KEPT_CRASHING)
 
@@ -116,14 +116,11 @@ class Launcher:
         self._stopping_since = math.inf
 
     def _new_host(self, spec: HostSpec) -> Host:
-        given = spec.python or self._settings.remote_python
-        pythons = [sys.executable, OTHER_PYTHON] if given is None else [given]
-        return Host(spec, self._new_run(), worker_arguments(spec, self._settings), pythons, self._log_in)
+        arguments = worker_arguments(spec, self._settings)
+        return Host(spec, self._new_run(), arguments, pythons_of(spec, self._settings), self._log_in)
 
     def _here(self) -> Host:
-        """This machine, for a scheduler that is a process of it."""
-        spec = HostSpec(LOCALHOST, nworkers=NO_WORKERS, is_scheduler=True)
-        return Host(spec, self._new_run(), [], [sys.executable], stay_here)
+        return Host(here(), self._new_run(), [], [sys.executable], stay_here)
 
     def _new_run(self) -> str:
         return f"{self.run_id}{next(self._numbers):0{HOST_LENGTH}x}"
@@ -220,7 +217,7 @@ class Launcher:
         return [host for host in self._hosts if host.arguments and host.is_wanted]
 
     def set_host_count(self, number: int) -> None:
-        """Have workers on this many hosts: start those on others, in the order of the settings, or let the last drain."""
+        """Have workers on this many hosts: start some on others, in the settings' order, or let the last drain."""
         able = [host for host in self._hosts if host.arguments]
         wanted = [host for host in able if host.is_wanted]
         unwanted = [host for host in able if not host.is_wanted]
@@ -282,7 +279,7 @@ class Launcher:
             with trio.CancelScope() as host.scope:
                 await self._serve_life(host, life)
             host.end_life(life)
-            if not host.is_wanted or host.is_in(life):
+            if not host.is_wanted_after(life):
                 break
         host.is_looked_after = False
         self._note_change()
@@ -409,7 +406,8 @@ class Launcher:
                 nursery.start_soon(self._open_tunnel, session, str(report["address"]))
 
         async def order(greeting: Greeting) -> Order:  # noqa: ASYNC124 - as workers wait for it, others may
-            return self._order(host, "scheduler", scheduler_arguments(self._settings), self._contact_host(greeting))
+            reached = contact_host(greeting, [each.spec for each in self._hosts])
+            return self._order(host, "scheduler", scheduler_arguments(self._settings), reached)
 
         async with trio.open_nursery() as nursery:
             end = await self._run_program(host, session, "scheduler", order, on_report)
@@ -437,7 +435,7 @@ class Launcher:
             self._note_change()
             if not host.spec.is_scheduler:
                 return
-            await self._until(lambda life=life: host.is_wanted and not host.is_in(life))
+            await self._until(partial(host.is_wanted_after, life))
 
     async def _run_life(self, host: Host, session: Session, life: int) -> None:
         """Run the workers of one life, and start them again when all have failed after they were ready."""
@@ -491,9 +489,3 @@ class Launcher:
             log_directory=self._settings.log_directory,
             environment=self._settings.remote_env,
         )
-
-    def _contact_host(self, greeting: Greeting) -> str | None:
-        """Where workers reach the scheduler: where the login reached it, unless that means this machine to them."""
-        only_local = all(is_loopback(host.spec.host) for host in self._hosts)
-        usable = greeting.reached and (only_local or not is_loopback(greeting.reached))
-        return greeting.reached if usable else None

@@ -57,7 +57,7 @@ LEFT_TO_US: Final = (
     *("scheduler_file", "cluster_key", "auth", "tls_ca_file", "tls_cert", "tls_key"),
     *("nanny", "preload_nanny", "log_file", "log_format", "debug"),
 )
-"""Options of `dask-worker` that make no sense for workers of a launcher, which tells them these things in another way."""
+"""Options of `dask-worker` that a launcher's workers must not have: it tells them these things in another way."""
 
 
 class LocalScheduler(NamedTuple):
@@ -171,6 +171,7 @@ class LauncherSettings(NamedTuple):
             "Write the scheduler's address, and the key of the cluster, to this file of this machine.",
             WHERE_IT_RUNS,
             OUTPUT_FILE,
+            has_key=False,
         ),
     ] = None
     remote_python: Annotated[
@@ -199,6 +200,7 @@ class LauncherSettings(NamedTuple):
             WHERE_IT_RUNS,
             ENVIRONMENT,
             collect=dict,
+            has_key=False,
         ),
     ] = {}
     log_directory: Annotated[
@@ -214,6 +216,7 @@ class LauncherSettings(NamedTuple):
             "Worker processes: a number, -1 for one per CPU (-2: one less), or auto. Default: 1.",
             WORKERS,
             WORKER_COUNT,
+            has_key=False,
         ),
     ] = None
     nthreads: Annotated[
@@ -223,6 +226,7 @@ class LauncherSettings(NamedTuple):
             "Tasks that each worker runs at once. Default: the CPUs, divided among the workers.",
             WORKERS,
             THREADS,
+            has_key=False,
         ),
     ] = None
     memory_limit: Annotated[
@@ -232,14 +236,16 @@ class LauncherSettings(NamedTuple):
             "Memory limit of each worker: 4GiB, 0.5 (of its machine), 0 (no limit). Default: its share.",
             WORKERS,
             MEMORY_LIMIT,
+            has_key=False,
         ),
     ] = None
     name: Annotated[
         str | None,
-        Option("--name", "Name of the workers; several hosts have NAME-0, NAME-1, ...", WORKERS, NAME),
+        Option("--name", "Name of the workers; several hosts have NAME-0, NAME-1, ...", WORKERS, NAME, has_key=False),
     ] = None
     resources: Annotated[
-        Mapping[str, float], Option("--resources", "Resources of each worker, such as GPU=2.", WORKERS, RESOURCES)
+        Mapping[str, float],
+        Option("--resources", "Resources of each worker, such as GPU=2.", WORKERS, RESOURCES, has_key=False),
     ] = {}
     worker_port: Annotated[
         tuple[int, int],
@@ -249,6 +255,7 @@ class LauncherSettings(NamedTuple):
             WORKERS,
             PORT_RANGE,
             hides_default=True,
+            has_key=False,
         ),
     ] = (0, 0)
     nanny_port: Annotated[
@@ -259,11 +266,14 @@ class LauncherSettings(NamedTuple):
             WORKERS,
             PORT_RANGE,
             hides_default=True,
+            has_key=False,
         ),
     ] = (0, 0)
     local_directory: Annotated[
         str | None,
-        Option("--local-directory", "Folder of the workers to spill to, on their hosts.", WORKERS, FOLDER),
+        Option(
+            "--local-directory", "Folder of the workers to spill to, on their hosts.", WORKERS, FOLDER, has_key=False
+        ),
     ] = None
     death_timeout_s: Annotated[
         float,
@@ -272,6 +282,7 @@ class LauncherSettings(NamedTuple):
             "Workers exit after this long without the scheduler, and everything after this long without us (0: never).",
             WORKERS,
             TIME_LIMIT,
+            has_key=False,
         ),
     ] = 60.0
     worker_options: tuple[str, ...] = ()

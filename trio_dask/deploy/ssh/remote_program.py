@@ -89,6 +89,7 @@ class RemoteProgram:
         self._credentials = credentials
         self._process: RemoteProcess | None = None
         self._signals: list[bytes] = []
+        self._output = self._errors = Lines()
 
     def signal(self, number: int, reason: str) -> None:
         """Have it act on this signal, as soon as it runs."""
@@ -156,7 +157,7 @@ class RemoteProgram:
     # ------------------------------------------------------------------------------------------ what it says
 
     async def _read_reports(self, process: RemoteProcess) -> None:
-        lines = Lines()
+        lines = self._output = Lines()
         while data := await process.receive():
             for line in lines.feed(data):
                 report = read_report(line)
@@ -179,7 +180,7 @@ class RemoteProgram:
             self._on_report(report)
 
     async def _read_errors(self, process: RemoteProcess) -> None:
-        lines = Lines()
+        lines = self._errors = Lines()
         while data := await process.receive_error():
             for line in lines.feed(data):
                 self._remember(line)
@@ -212,7 +213,7 @@ class RemoteProgram:
         with trio.move_on_after(START_S) as limit:
             await self._greeted.wait()
         if limit.cancelled_caught:
-            raise HostError(self._place, "python", f"{self._python} said nothing for {START_S:g} s")
+            raise HostError(self._place, "python", f"{self._python} said nothing for {START_S:g} s{self._question()}")
         if self._greeting is None:
             raise await self._explain_start(process)
         greeting = self._greeting
@@ -225,6 +226,12 @@ class RemoteProgram:
             raise HostError(self._place, "version", f"Python {greeting.python} there, {mine} here", remedy)
         self._on_step("version", f"trio_dask {greeting.package}")
         return greeting
+
+    def _question(self) -> str:
+        """What the host's shell said instead: it may be waiting for an answer."""
+        asked = self._errors.rest or self._output.rest
+        text = asked.decode(errors="replace").strip() or (self._tail[-1] if self._tail else "")
+        return f", and the host's shell said {text[-80:]!a}" if text else ""
 
     async def _explain_start(self, process: RemoteProcess) -> HostError:
         """Why there was no greeting: the connection, Python itself, its age, or what it can import."""

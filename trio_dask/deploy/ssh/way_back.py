@@ -16,6 +16,7 @@ from typing import Any
 from trio_dask.comm.addresses import Address, choose_advertised_host, parse_address
 from trio_dask.deploy.ssh.lifeline import Lifeline
 from trio_dask.deploy.ssh.orders import Order
+from trio_dask.exit_status import ExitStatus
 
 BACKLOG = 1024
 REACH_S = 5.0
@@ -32,9 +33,10 @@ def listen(order: Order, lifeline: Lifeline, report: Report) -> None:
     try:
         listener = socket.create_server(("", port), backlog=BACKLOG)
     except OSError as exc:
-        report({"failure": f"cannot listen at port {port}: {os.strerror(exc.errno or 0)}"})
+        words = f"cannot listen at port {port}: {os.strerror(exc.errno or 0)}"
+        report({"failure": words, "status": int(ExitStatus.REFUSED)})
         return
-    host = order.contact_host or choose_advertised_host("0.0.0.0")  # noqa: S104 - where the scheduler listens
+    host = order.contact_host or choose_advertised_host("0.0.0.0")
     report({"address": str(Address("tcp", host, listener.getsockname()[1]))})
     threading.Thread(target=_accept, args=(listener,), daemon=True).start()
     while lifeline.next_order() is not None:
@@ -48,12 +50,11 @@ def _accept(listener: socket.socket) -> None:
 
 
 def reach(order: Order, report: Report) -> None:
-    """Connect to the address that the order has as its argument; report that it worked, or why not."""
-    place = parse_address(order.arguments[0])
+    """Connect to the addresses that the order has as its arguments; report what does not work."""
     try:
-        socket.create_connection((place.host, place.port), REACH_S).close()
+        for address in order.arguments:
+            place = parse_address(address)
+            socket.create_connection((place.host, place.port), REACH_S).close()
     except OSError as exc:
         words = f"no answer within {REACH_S:g} s" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
-        report({"failure": f"cannot reach {place.host}:{place.port}: {words}"})
-        return
-    report({"reached": True})
+        report({"failure": f"cannot reach {place.host}:{place.port}: {words}", "status": int(ExitStatus.REFUSED)})
