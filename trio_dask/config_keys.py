@@ -10,8 +10,8 @@ OF_OPTIONS: Final[Mapping[str, str]] = {
     "scheduler": "host port log-format log-file",
     "worker": "nworkers nthreads memory-limit host interface worker-port listen-address contact-address nanny "
     "preload-nanny log-format log-file",
-    "ssh": "ssh-username ssh-port ssh-private-key ssh-config ssh-client accept-new-host-keys max-connecting "
-    "connect-timeout scheduler-port protocol remote-python setup log-directory allow-missing tunnel log-format "
+    "ssh": "ssh-username ssh-port ssh-private-key ssh-config ssh-client max-connecting "
+    "connect-timeout scheduler-port protocol remote-python setup log-directory allow-missing log-format "
     "log-file",
 }
 """By program: the options from which several settings follow, or none, and those whose settings are declared in a room

@@ -149,6 +149,7 @@ class LauncherSettings(NamedTuple):
             "--accept-new-host-keys",
             "Log in to hosts whose keys are unknown, and remember these keys; changed keys are refused all the same.",
             HOSTS,
+            has_key=False,
         ),
     ] = False
     max_connecting: Annotated[
@@ -302,6 +303,7 @@ class LauncherSettings(NamedTuple):
             "--tunnel",
             "Forward the scheduler's port to this machine, through SSH, for clients here.",
             WHERE_IT_RUNS,
+            has_key=False,
         ),
     ] = False
     output: Output = "warnings"
