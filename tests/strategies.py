@@ -4,7 +4,7 @@ A message that these give is one that a well-behaved peer could send: it survive
 """
 
 from collections.abc import Mapping
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hypothesis import strategies as st
@@ -43,7 +43,7 @@ def from_annotation(annotation: Any) -> st.SearchStrategy[Any]:
         return _BASES[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is UnionType:
-        return st.none() | from_annotation(arguments[0])
+        return st.one_of([st.none() if one is NoneType else from_annotation(one) for one in arguments])
     if origin is tuple and arguments[-1] is ...:
         return st.lists(from_annotation(arguments[0]), max_size=4).map(tuple)
     if origin is tuple:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tests.scheduler.kit import Kit
 from trio_dask.protocol import messages as m
+from trio_dask.protocol.wire_constants import SMALL_VALUE_BYTES
 from trio_dask.scheduler.core.priority_queue import DROP_STALE_FROM, TaskQueue
 from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, PRUNE_QUEUES_FROM, Queue, Task, Worker
 from trio_dask.scheduler.core.task_states import RELEASED
@@ -68,6 +69,47 @@ def test_a_busy_holder_gives_way_to_an_idle_worker_when_moving_is_cheaper_than_w
     client.submit("long", workers=("one",))
     client.submit("use", needs=("data",))
     assert [run.key for run in two.runs()] == ["use"]
+
+
+def _result_needed_elsewhere(kit: Kit, value: bytes | None) -> m.Run:
+    """The run of a task on one worker whose input another one has, and has reported with this value."""
+    one, two, client = kit.worker("one"), kit.worker("two"), kit.client()
+    client.submit("data", workers=("one",))
+    client.submit("use", needs=("data",), workers=("two",))
+    (run,) = one.runs()
+    assert run.shared is False, "nothing depended on it when it was assigned"
+    one.finish(run, value=value)
+    (use,) = two.runs()
+    return use
+
+
+def test_a_small_result_goes_with_the_run_that_needs_it_on_another_worker() -> None:
+    kit = Kit()
+    assert _result_needed_elsewhere(kit, b"5").dependencies == (("data", b"5"),)
+
+
+@pytest.mark.parametrize("value", [None, b"a" * (SMALL_VALUE_BYTES + 1)])
+def test_a_larger_result_is_fetched_from_its_holder(value: bytes | None) -> None:
+    kit = Kit()
+    ((key, source),) = _result_needed_elsewhere(kit, value).dependencies
+    assert (key, source) == ("data", (kit.state.tasks["data"].phase.holders[0].info.address,))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("workers", "shared"), [(1, False), (2, True)])
+def test_a_result_comes_along_for_dependents_if_there_are_other_workers(workers: int, shared: bool) -> None:
+    kit = Kit()
+    all_workers = [kit.worker() for _ in range(workers)]
+    client = kit.client()
+    client.submit(*(f"k{number}" for number in range(20)))  # none of the next tasks has a place yet
+    client.submit("a", "lone")
+    client.submit("b", needs=("a",))
+    is_shared: dict[str, bool] = {}
+    while any(kit.state.tasks[key].phase.state != "memory" for key in ("a", "b", "lone")):
+        for worker in all_workers:
+            for run in worker.runs():
+                is_shared[run.key] = run.shared
+                worker.finish(run)
+    assert (is_shared["a"], is_shared["b"], is_shared["lone"]) == (shared, False, False)
 
 
 def test_large_data_is_waited_for() -> None:

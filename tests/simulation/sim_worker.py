@@ -250,9 +250,11 @@ class SimWorker:
         if run.extra.get("announce"):
             self._report(lambda: self.core.started([run], self.timeline.now))
         inputs: list[int] = []
-        for key, _ in run.dependencies:
+        for key, source in run.dependencies:
             if key in carried:
                 inputs.append(carried[key])
+            elif isinstance(source, bytes):
+                inputs.append(int(source))
             elif key in self.store:
                 inputs.append(self.store[key])
             else:
@@ -274,7 +276,7 @@ class SimWorker:
             self._report(lambda: self.core.failed(run, b"error", f"ValueError: {run.key}", job.seconds))
             return
         value = compute(run.call, inputs)
-        inline = str(value).encode() if job.small else None
+        inline = str(value).encode() if job.small or run.shared else None
 
         def finished() -> None:
             if self.core.is_current(run):

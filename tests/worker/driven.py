@@ -16,7 +16,9 @@ FUNCTION = b"f" * 16
 HERE, THERE, ELSEWHERE = "tcp://here:1", "tcp://there:1", "tcp://elsewhere:1"
 
 
-def run(number: int, key: str, *dependencies: tuple[str, tuple[str, ...]], priority: int = 0, **extra: object) -> Run:
+def run(
+    number: int, key: str, *dependencies: tuple[str, tuple[str, ...] | bytes], priority: int = 0, **extra: object
+) -> Run:
     return Run(RunId(number), key, FUNCTION, b"", dependencies, priority, extra)
 
 

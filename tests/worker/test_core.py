@@ -206,6 +206,14 @@ def test_inputs_are_fetched_in_one_request_a_peer_and_reported_as_replicas() -> 
     check_idle(driven.core)
 
 
+def test_an_input_that_came_with_its_run_is_not_fetched_and_not_held() -> None:
+    driven = Driven()
+    driven.tell(run(1, "c", ("a", b"small"), ("b", (THERE,))), run(2, "d", ("a", b"small")))
+    assert driven.take("d").dependencies == (("a", b"small"),)
+    assert driven.wanted() == [StartFetch(FetchId(1), THERE, ("b",))]
+    assert not driven.core.held
+
+
 def test_a_key_is_asked_of_every_holder_before_its_run_is_handed_back() -> None:
     driven = Driven()
     driven.tell(run(1, "b", ("a", (THERE, ELSEWHERE))))

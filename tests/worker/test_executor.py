@@ -506,6 +506,35 @@ async def test_inputs_are_values_and_one_that_is_gone_hands_the_run_back(open_sl
         assert await slots.outcome() == InputGone(run, "x")
 
 
+async def test_an_input_that_came_with_its_run_is_loaded_for_each_run_anew(open_slots: OpenSlots) -> None:
+    async with open_slots() as slots:
+        source = pickle.dumps([3, 1, 2])
+        for number in (1, 2):
+            slots.ready.push(slots.run(number, list.append, _ref("x"), 0)._replace(dependencies=(("x", source),)))
+            slots.wake()
+            assert await slots.value() is None
+        slots.ready.push(slots.run(3, sorted, _ref("x"))._replace(dependencies=(("x", source),)))
+        slots.wake()
+        assert await slots.value() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("value", "comes_along"), [(7, True), ((1, "a"), True), (b"a" * 50, True), (b"a" * 300, False), ([0] * 500, False)]
+)
+async def test_only_a_very_small_result_comes_along_for_tasks_elsewhere(
+    open_slots: OpenSlots, value: Any, comes_along: bool
+) -> None:
+    async with open_slots() as slots:
+        slots.functions[b"value"] = lambda: value
+        for shared in (True, False):
+            slots.ready.push(slots.run(1, slots.functions[b"value"])._replace(wanted=False, shared=shared))
+            slots.wake()
+            finished = await slots.outcome()
+            assert isinstance(finished, Finished)
+            assert (finished.inline is not None) == (comes_along and shared)
+            assert finished.inline is None or pickle.loads(finished.inline) == value
+
+
 def _ref(key: str) -> Any:
     from tests.worker.kit import Ref
 

@@ -66,7 +66,9 @@ def worker(context: click.Context, /, **options: Any) -> int:
             await run_nannies(nannies, stopper, label=label, debug=debug, preloaded=preloaded)
         else:
             from trio_dask.deploy.worker_program import work
+            from trio_dask.processes.environment import complete_own_environment
 
+            complete_own_environment(nannies[0].environment, defaults=nannies[0].default_environment)
             preloaded = preload(nannies[0].preload, argv)
             alone = nannies[0].worker._replace(lifetime_s=nannies[0].draw_lifetime_s(random.uniform))
             log.info("Starting %s", share.text)

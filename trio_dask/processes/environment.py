@@ -32,6 +32,13 @@ def child_environment(
     return {**{name: value for name, value in usual.items() if name not in ours}, **given}
 
 
+def complete_own_environment(given: Mapping[str, str], *, defaults: Mapping[str, str] | None = None) -> None:
+    """The same for this very process, before it loads a numerical library. The allocator has read its variables."""
+    for name, text in child_environment(given, defaults=defaults).items():
+        if name in given or name not in ALLOCATOR:
+            os.environ[name] = text
+
+
 def raise_file_limit(wanted: int = OPEN_FILES) -> int:
     """Allow this process this many open files, or as many as the system grants; returns the limit. A peer takes one."""
     try:

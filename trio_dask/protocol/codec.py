@@ -291,6 +291,8 @@ def _check(annotation: Any, name: str) -> str:
         return f"type({name}) is {annotation.__name__}"
     if origin is UnionType and arguments[1] is NoneType:
         return f"({name} is None or {_check(arguments[0], name)})"
+    if origin is UnionType:
+        return "(" + " or ".join(f"({_check(argument, name)})" for argument in reversed(arguments)) + ")"
     if origin is tuple and arguments[-1] is ...:
         return f"({name} == () or type({name}) is tuple and {_check_all(arguments[0], name)})"
     if origin is tuple:

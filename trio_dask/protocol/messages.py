@@ -395,21 +395,24 @@ ToClient = KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuc
 class Run(NamedTuple):
     """Run one task; its outcome quotes `run`.
 
-    `dependencies` lists each key that the call needs with the addresses to fetch it from; no address means that the
-    worker has it, or computes it by an earlier `Run`. Lower `priority`, the order of submission, runs first. `extra`
-    may hold: announce (bool: send `Started` and flush it before the task starts), time_limit (seconds), attempt (int,
-    absent means 1), priority (int, absent means 0: the user's, which comes before that order; lower runs first). If a
-    client has `wanted` the result so far, a small one is to come along with the report.
+    `dependencies` lists each key that the call needs with its value, if that is a small one, or with the addresses to
+    fetch it from; no address means that the worker has it, or computes it by an earlier `Run`. Lower `priority`, the
+    order of submission, runs first. `extra` may hold: announce (bool: send `Started` and flush it before the task
+    starts), time_limit (seconds), attempt (int, absent means 1), priority (int, absent means 0: the user's, which comes
+    before that order; lower runs first). If a client has `wanted` the result so far, a small one is to come along with
+    the report, and so is a very small one, of `SMALL_VALUE_BYTES`, if it is `shared`: tasks depend on it that may run
+    elsewhere.
     """
 
     run: RunId
     key: Key
     function: Digest
     call: bytes
-    dependencies: tuple[tuple[Key, tuple[str, ...]], ...]
+    dependencies: tuple[tuple[Key, tuple[str, ...] | bytes], ...]
     priority: int
     extra: Mapping[str, Any]
     wanted: bool = True
+    shared: bool = False
 
 
 @tagged(51)

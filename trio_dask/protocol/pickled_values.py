@@ -246,11 +246,13 @@ def pickle_value(value: Any, inline_limit: int) -> PickledValue:
     return PickledValue(inline, sink.nbytes, type_name(kind), copied_bytes)
 
 
-def measure_value(value: Any) -> PickledValue:
-    """The same, keeping nothing; what can certainly be pickled is not pickled for it."""
+def measure_value(value: Any, inline_limit: int = 0) -> PickledValue:
+    """The same; what can certainly be pickled, and is too large to be kept, is not pickled for it."""
+    if kind_of(value) in _SCALARS:
+        return pickle_value(value, inline_limit)
     size = plain_size(value)
-    if size is None:
-        return pickle_value(value, 0)
+    if size is None or size.nbytes <= inline_limit:
+        return pickle_value(value, inline_limit)
     return PickledValue(None, size.nbytes, type_name(kind_of(value)), size.copied_bytes)
 
 

@@ -39,6 +39,9 @@ PRIORITY_BITS: Final = 48
 """Scheduler and workers order runs by one number: the user's priority stands above this many bits, the order of
 submission below them."""
 
+SMALL_VALUE_BYTES: Final = 256
+"""A result of at most this size goes with the runs that need it, by way of the scheduler; larger ones are fetched."""
+
 MAX_SECEDED: Final = 5000
 """A worker lets at most this many tasks secede, since each is a thread; the scheduler believes no more slots than that
 beyond the worker's threads."""

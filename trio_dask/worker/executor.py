@@ -33,10 +33,12 @@ from trio_dask.protocol.pickled_functions import brings_classes
 from trio_dask.protocol.pickled_nodes import GivenArguments
 from trio_dask.protocol.pickling import load_call, load_function, measure_value, pickle_value
 from trio_dask.protocol.rebuilt_classes import brings_class, noting_renewed
+from trio_dask.protocol.wire_constants import SMALL_VALUE_BYTES
 from trio_dask.worker.async_tasks import AsyncCall, raiser, run_async
 from trio_dask.worker.core.ready_queue import ReadyQueue
 from trio_dask.worker.error_text import describe_failure, sendable
 from trio_dask.worker.memory_reservations import Reservations
+from trio_dask.worker.result_store import load_frames
 from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded, SecededTasks
 from trio_dask.worker.serial_loading import load_alone
@@ -403,7 +405,10 @@ class Executor:
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             if is_computed and kind_of(value) is GeneratorType:
                 value = list(value)  # a generator cannot travel, and only one dependent would get its elements
-            pickled = pickle_value(value, self._inline_limit) if run.wanted else measure_value(value)
+            if run.wanted:
+                pickled = pickle_value(value, self._inline_limit)
+            else:
+                pickled = measure_value(value, SMALL_VALUE_BYTES if run.shared else 0)
             if self._largest or pickled.nbytes >= self._reserve_from:
                 self._learn(run.function, pickled.nbytes)
         except _Absent as absent:
@@ -504,9 +509,12 @@ class Executor:
 
     def _inputs(self, run: Run, carried: Mapping[Key, Any]) -> dict[Key, Any]:
         inputs: dict[Key, Any] = {}
-        for key, _ in run.dependencies:
+        for key, source in run.dependencies:
             if key in carried:
                 inputs[key] = carried[key]
+                continue
+            if type(source) is bytes:
+                inputs[key] = load_frames((source,))
                 continue
             try:
                 inputs[key] = self._values[key]

@@ -268,10 +268,10 @@ class ResultStore(Mapping[Key, Any]):
 
     def _load(self, frames: Frames, copied_bytes: int) -> Any:
         if self._reservations is None or copied_bytes < self._reserve_from or trio.lowlevel.in_trio_run():
-            return _load(frames)
+            return load_frames(frames)
         self._reservations.reserve(copied_bytes)
         try:
-            return _load(frames)
+            return load_frames(frames)
         finally:
             self._reservations.release(copied_bytes)
 
@@ -412,7 +412,8 @@ class ResultStore(Mapping[Key, Any]):
             self._disk.remove(entry.file)
 
 
-def _load(frames: Frames) -> Any:
+def load_frames(frames: Frames) -> Any:
+    """The value of these frames. Raises whatever unpickling raises."""
     return load_alone(load_value, frames) if may_import(frames[0]) else load_value(frames)
 
 

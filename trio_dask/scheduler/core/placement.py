@@ -67,6 +67,9 @@ ROUNDING: Final = 5e-10
 INPUT_BYTES: Final = 1000
 """What fetching an input costs beyond its size."""
 
+MOST_SMALL_VALUES: Final = 2**12
+"""Small values that go with one run, so that it stays a message of moderate size; further ones are fetched."""
+
 _PLAIN: Final[dict[str, object]] = {}
 
 
@@ -171,19 +174,25 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
         extra, priority = _extra(task), priority & SUBMISSION_MASK
     for name, amount in options.resources:
         worker.available[name] -= amount
-    inputs: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    inputs: tuple[tuple[str, tuple[str, ...] | bytes], ...] = ()
     if task.dependencies:
-        rows: list[tuple[str, tuple[str, ...]]] = []
+        rows: list[tuple[str, tuple[str, ...] | bytes]] = []
+        room = MOST_SMALL_VALUES
         for dependency in task.dependencies:
             phase = dependency.phase
             if type(phase) is InMemory and worker not in phase.holders:
-                rows.append((dependency.key, addresses_of(phase)))
+                if phase.small_value is not None and room:
+                    room -= 1
+                    rows.append((dependency.key, phase.small_value))
+                else:
+                    rows.append((dependency.key, addresses_of(phase)))
             else:
                 rows.append((dependency.key, ()))
         inputs = tuple(rows)
     move(state, task, Processing(run, worker, missing, expected_s), "assigned")
     wanted = bool(task.wanted) and max(task.wanted) > 0
-    state.send(worker.peer, Run(run, task.key, function.digest, task.call, inputs, priority, extra, wanted))
+    shared = bool(task.dependents) and len(state.workers) > 1
+    state.send(worker.peer, Run(run, task.key, function.digest, task.call, inputs, priority, extra, wanted, shared))
     if task.dependents and len(task.dependents) <= CHAIN_FAN_OUT:
         for dependent in task.dependents:
             if type(dependent.phase) is Waiting and len(dependent.dependencies) <= CHAIN_FAN_IN:

@@ -90,6 +90,8 @@ class InMemory:
     holders: tuple[Worker, ...]
     nbytes: int
     type_name: str
+    small_value: bytes | None = None
+    """The pickled result, if it goes with the runs that need it."""
     state: ClassVar[str] = "memory"
     is_queued: ClassVar[bool] = False
 

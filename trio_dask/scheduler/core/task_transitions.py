@@ -28,6 +28,7 @@ from typing import Final
 
 from trio_dask.ids import PeerId
 from trio_dask.protocol.messages import CancelRuns, KeyFailed, KeyPending, KeyReady
+from trio_dask.protocol.wire_constants import SMALL_VALUE_BYTES
 from trio_dask.scheduler.core.blobs import unreference
 from trio_dask.scheduler.core.state import COORDINATION, FIRE_AND_FORGET, Client, State, Task, Worker
 from trio_dask.scheduler.core.task_states import (
@@ -133,7 +134,8 @@ def activate(state: State, task: Task) -> None:
 def finish(state: State, task: Task, worker: Worker, nbytes: int, type_name: str, value: bytes | None) -> None:
     """A processing task has its result, which `worker` holds."""
     end_run(state, task)
-    move(state, task, InMemory(worker.self_tuple, nbytes, type_name), "finished")
+    is_small = value is not None and task.waiters and len(value) <= SMALL_VALUE_BYTES
+    move(state, task, InMemory(worker.self_tuple, nbytes, type_name, value if is_small else None), "finished")
     worker.holds[task] = None
     worker.managed_bytes += nbytes
     if task.history is not None:

@@ -209,7 +209,9 @@ class WorkerCore:
             self._outbox.append(m.RunsReturned((number,)))
             return
         if run.dependencies:
-            missing = {key: holders for key, holders in run.dependencies if key not in self.held}
+            missing = {
+                key: source for key, source in run.dependencies if isinstance(source, tuple) and key not in self.held
+            }
             if missing:
                 self._wait_for(run, missing)
                 return
