@@ -17,6 +17,7 @@ TEXTS: Mapping[config.Reader, tuple[str, ...]] = {
     config.BOOLEAN: ("true", "false", "yes", "no", "1"),
     config.BACKOFF: ("1s:2s", "1s:3s", "1s:4s", "1s:5s", "1s:6s"),
     config.COUNT: ("1", "2", "3", "4", "5"),
+    config.COUNT_OR_INFINITY: ("1", "2", "inf", "4", "5"),
     config.FILE: ("a", "b", "c", "d", "e"),
     config.FOLDER: ("a", "b", "c", "d", "e"),
     config.FRACTION: ("0.1", "0.2", "30%", "off", "0.5"),

@@ -77,7 +77,7 @@ def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist()
             (client, "upload_file", "Client has no attribute 'upload_file', which distributed has: files are not sent"),
             (AsyncClient("tcp://h:1"), "profile", "AsyncClient has no attribute 'profile', which distributed has: "),
             (future, "executor", "Future has no attribute 'executor', which distributed has: use client"),
-            (cluster, "adapt", "LocalCluster has no attribute 'adapt', which distributed has: clusters do not adapt"),
+            (cluster, "from_name", "LocalCluster has no attribute 'from_name', which distributed has: connect to a"),
         ):
             assert not hasattr(owner, name)
             with pytest.raises(AttributeError, match=said) as caught:

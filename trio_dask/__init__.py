@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from trio_dask.client.progress import progress
     from trio_dask.client.rpc_client import rpc
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
+    from trio_dask.deploy.adaptive import Adaptive
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
     from trio_dask.scheduler.plugins import SchedulerPlugin
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ALL_COMPLETED",
     "FIRST_COMPLETED",
+    "Adaptive",
     "AddressError",
     "AsyncClient",
     "AsyncEvent",
@@ -149,6 +151,7 @@ _HOMES = {
         "client.progress": "progress",
         "client.rpc_client": "rpc",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
+        "deploy.adaptive": "Adaptive",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
         "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
         "scheduler.plugins": "SchedulerPlugin",

@@ -24,6 +24,7 @@ from trio_dask.parsing import (
     parse_boolean,
     parse_bytes,
     parse_count,
+    parse_count_or_infinity,
     parse_environment,
     parse_file,
     parse_filled,
@@ -163,6 +164,7 @@ HEARTBEAT = Reader("TIME", parse_heartbeat, _seconds)
 FRACTION = Reader("FRACTION", parse_fraction, null="off")
 COUNT = Reader("N", parse_count)
 ZERO_OR_COUNT = Reader("N", parse_zero_or_count)
+COUNT_OR_INFINITY = Reader("N", parse_count_or_infinity, null="inf")
 PORTS = Reader("PORT", parse_port_range, _range_of_ports)
 NAME = Reader("NAME", parse_name)
 ADDRESS = Reader("ADDRESS", parse_filled)
@@ -730,6 +732,16 @@ class ClientSettings(NamedTuple):
     silence_s: Annotated[float, Key("distributed.comm.timeouts.tcp", SILENCE)] = 60.0
     grace_s: float = 2.0
     large_graph_bytes: Annotated[int, Key("distributed.admin.large-graph-warning-threshold", AMOUNT)] = 10 * 2**20
+
+
+class AdaptiveSettings(NamedTuple):
+    """How a cluster adapts its size to the work that there is."""
+
+    minimum: Annotated[int, Key("distributed.adaptive.minimum", ZERO_OR_COUNT)] = 0
+    maximum: Annotated[float, Key("distributed.adaptive.maximum", COUNT_OR_INFINITY)] = math.inf
+    interval_s: Annotated[float, Key("distributed.adaptive.interval", TIME)] = 1.0
+    target_duration_s: Annotated[float, Key("distributed.adaptive.target-duration", TIME)] = 5.0
+    wait_count: Annotated[int, Key("distributed.adaptive.wait-count", COUNT)] = 3
 
 
 def declarations(kind: type[NamedTuple]) -> dict[str, Option | Key]:

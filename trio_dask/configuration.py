@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, cast, get_args, get_origin
 
 from trio_dask.config import (
     OURS,
+    AdaptiveSettings,
     ClientSettings,
     Key,
     NannySettings,
@@ -43,7 +44,7 @@ Program = Literal["scheduler", "worker", "client", "ssh"]
 KINDS: Final[Mapping[Program, tuple[type[NamedTuple], ...]]] = {
     "scheduler": (SchedulerSettings,),
     "worker": (NannySettings, WorkerSettings),
-    "client": (ClientSettings,),
+    "client": (ClientSettings, AdaptiveSettings),
     "ssh": (),
 }
 """The settings of each program. The program's name may stand in a key of ours: `trio_dask.worker.host`.

@@ -166,6 +166,11 @@ def parse_zero_or_count(text: str) -> int:
     return _whole_number(text, 0, MAX_NUMBER, "a number; give 0 or more")
 
 
+def parse_count_or_infinity(text: str) -> float:
+    """A whole number of at least 1, or infinity (`inf`, and `.inf` in YAML)."""
+    return math.inf if text.strip().lower() in ("inf", ".inf") else parse_count(text)
+
+
 def parse_memory_limit(text: str, *, machine_bytes: int, share: float = 1.0) -> int | None:
     """The memory one worker may use, in bytes, or None for no limit.
 

@@ -29,7 +29,6 @@ def _reasons(names: Mapping[str, str]) -> Mapping[str, str]:
 MODULE: Final = _reasons(
     {
         "actors are not there yet": "Actor ActorFuture BaseActorFuture",
-        "clusters do not adapt by themselves yet; use LocalCluster.scale": "Adaptive",
         "there is no executor of concurrent.futures yet; use Client.submit and Client.map": "CompatibleExecutor",
         NO_PLUGINS: "CondaInstall InstallPlugin NannyPlugin PipInstall WorkerPlugin",
         "use dask-worker --env NAME=VALUE": "Environ",
@@ -90,7 +89,6 @@ AS_COMPLETED: Final = _reasons(
 
 LOCAL_CLUSTER: Final = _reasons(
     {
-        "clusters do not adapt by themselves yet; use scale": "adapt",
         "LocalCluster blocks, and open_local_cluster does not": "asynchronous",
         NO_ASYNCIO: "called_from_running_loop loop sync",
         NO_DASHBOARD: "dashboard_link",
@@ -101,6 +99,8 @@ LOCAL_CLUSTER: Final = _reasons(
         "use scale": "scale_down scale_up start_worker",
     }
 )
+
+SSH_CLUSTER: Final = {name: reason for name, reason in LOCAL_CLUSTER.items() if name != "scale_down"}
 
 
 def unsupported_error(owner: str, name: str, reasons: Mapping[str, str]) -> AttributeError:

@@ -97,7 +97,7 @@ async def test_terminate_ends_a_worker_and_a_scheduler() -> None:
 async def test_what_is_no_command_is_refused_and_the_session_goes_on() -> None:
     async with open_local_cluster(0, 1, processes=False) as cluster, rpc(cluster) as scheduler:
         with pytest.raises(
-            RefusedError, match="no command 'explode' here; there are identity, look_back, overview, restart"
+            RefusedError, match="no command 'explode' here; there are demand, identity, look_back, overview"
         ):
             await scheduler._ask("explode")
         assert (await scheduler.status())["status"] == "running"

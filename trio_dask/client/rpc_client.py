@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -122,6 +122,17 @@ class AsyncRpc:
         them has been running for longest (`oldest`).
         """
         return dict(await self._ask("overview"))
+
+    async def demand(self) -> dict[str, Any]:
+        """Of a scheduler: the `work` that there is, by what it demands, and what each of its `workers` does."""
+        return dict(await self._ask("demand"))
+
+    async def retire_idle(self, addresses: Collection[str]) -> bool:
+        """Have these workers of a scheduler leave, if none of them has anything to do; returns whether they do.
+
+        It does not wait for them. Each leaves once others hold what it holds.
+        """
+        return bool(await self._ask("retire_idle", addresses=list(addresses)))
 
     async def look_back(self, host: str, port: int) -> dict[str, Any]:
         """Its `time` and `packages`, and why it does not reach what listens at this host and port (`unreached`)."""

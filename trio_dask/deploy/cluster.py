@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from inspect import Parameter
 from types import TracebackType
@@ -27,6 +27,8 @@ from trio_dask.unsupported_names import unsupported_error
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
+    from trio_dask.deploy.adaptive import Adaptive
+    from trio_dask.deploy.adaptive_policy import Size
 
 
 CLOSED = "this cluster is closed"
@@ -65,6 +67,8 @@ class AsyncCluster(ReadableCluster):
 
     def __init__(self) -> None:
         self._ended = trio.Event()
+        self._adaptive: Adaptive | None = None
+        self._helpers: trio.Nursery | None = None
 
     def _readable(self) -> AsyncCluster:
         return self
@@ -126,6 +130,72 @@ class AsyncCluster(ReadableCluster):
 
         return AsyncClient(self.scheduler_address, **options)
 
+    # ------------------------------------------------------------------------------------------ its size
+
+    @property
+    def unit_size(self) -> Size | None:
+        """What one unit offers that `scale` counts (a worker, or a host), as far as it is known before one is there."""
+        return None
+
+    def units(self) -> dict[str, Sequence[str]]:
+        """The units that there should be, by name, and the addresses of the workers of each that are registered."""
+        raise NotImplementedError
+
+    def add_units(self, number: int) -> None:
+        """Start so many more. Does not wait for them."""
+        raise NotImplementedError
+
+    def note_release(self, name: str) -> None:
+        """The workers of this unit are about to leave, and shall not be started again."""
+
+    def adapt(
+        self,
+        minimum: int | None = None,
+        maximum: float | None = None,
+        *,
+        interval: Timeout = None,
+        target_duration: Timeout = None,
+        wait_count: int | None = None,
+    ) -> Adaptive:
+        """Have the cluster grow and shrink with the work that there is, until `scale` or the `stop` of what it returns.
+
+        Args:
+          minimum: the least number of workers (over SSH: of hosts), by default 0.
+          maximum: the largest number, by default any.
+          interval: the time between two decisions, by default 1 s.
+          target_duration: the cluster grows until it expects to finish all work within this time, by default 5 s.
+          wait_count: how many times in a row a worker must have been superfluous before it leaves, by default 3.
+
+        The configuration has other defaults if you like (`distributed.adaptive.*`). A worker leaves only if it runs
+        nothing, and after others have copied the results that it holds.
+
+        Raises:
+          UsageError: an argument makes no sense.
+          ClusterError: the cluster does not run.
+        """
+        from trio_dask.deploy.adaptive import Adaptive, adaptive_settings
+
+        settings = adaptive_settings(minimum, maximum, interval, target_duration, wait_count)
+        self._address()
+        if self._helpers is None:
+            raise ClusterError(CLOSED)
+        self.stop_adapting()
+        self._adaptive = Adaptive(self, settings)
+        self._helpers.start_soon(self._adaptive.run)
+        return self._adaptive
+
+    def stop_adapting(self) -> None:
+        """Keep the size that the cluster has."""
+        if self._adaptive is not None:
+            self._adaptive.stop()
+            self._adaptive = None
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Run the cluster, and what helps it, until it ends. Raises what `host` raises."""
+        async with trio.open_nursery() as self._helpers:
+            await self.host(task_status=task_status)
+            self._helpers.cancel_scope.cancel()
+
     async def aclose(self) -> None:
         """End every worker and the scheduler. Idempotent; leaving the block does it as well."""
         if self._stop():
@@ -137,7 +207,7 @@ async def opened(cluster: A) -> AsyncGenerator[A]:
     """Have the cluster run for as long as the block lasts; if it ends by itself, the block is cancelled."""
     with _one_error(cluster):
         async with trio.open_nursery() as nursery:
-            await nursery.start(cluster.host)
+            await nursery.start(cluster.serve)
             yield cluster
             nursery.cancel_scope.cancel()
 

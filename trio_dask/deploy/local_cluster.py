@@ -6,10 +6,12 @@ No process stays behind, however the block ends, even if the program is killed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import trio
 
+from trio_dask.deploy.adaptive_policy import Size
 from trio_dask.deploy.cluster import (
     CLOSED,
     AsyncCluster,
@@ -54,7 +56,7 @@ class AsyncLocalCluster(AsyncCluster):
     def scale(self, n: int = 0, memory: str | float | None = None, cores: int | None = None) -> None:
         """Have `n` workers, or enough for this much `memory` or this many `cores` (threads) in all.
 
-        It does not wait for them. Results that only a leaving worker held are computed again.
+        It does not wait for them, and ends `adapt`. Results that only a leaving worker held are computed again.
 
         Raises:
           UsageError: one of these is no whole number from 0 on, or no amount of memory; or the system does not allow
@@ -62,6 +64,27 @@ class AsyncLocalCluster(AsyncCluster):
         """
         members = self._running()
         number = workers_for(self._layout, n, memory, cores)
+        self.stop_adapting()
+        allow_files(self._layout, number)
+        members.set_worker_count(number)
+
+    @property
+    def unit_size(self) -> Size:
+        """What one worker offers."""
+        layout = self._layout
+        return Size(layout.threads_per_worker, layout.memory_limit_bytes or 0, layout.worker.get("resources") or {})
+
+    def units(self) -> dict[str, Sequence[str]]:
+        """See `AsyncCluster.units`."""
+        return {
+            name: () if member.address is None else (member.address,)
+            for name, member in self._running().workers.items()
+        }
+
+    def add_units(self, number: int) -> None:
+        """Start so many more workers. Does not wait for them."""
+        members = self._running()
+        number += len(members.workers)
         allow_files(self._layout, number)
         members.set_worker_count(number)
 
@@ -128,4 +151,5 @@ class LocalCluster(BlockingCluster[AsyncLocalCluster]):
         self._start(partial(AsyncLocalCluster, layout))
 
     scale = called_in_loop(AsyncLocalCluster.scale)
+    adapt = called_in_loop(AsyncLocalCluster.adapt)
     wait_for_workers = awaited_in_loop(AsyncLocalCluster.wait_for_workers)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import trio
 
 from trio_dask.comm.look_back import look_back
 from trio_dask.comm.rpc_server import Command
+from trio_dask.errors import UsageError
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler.core import SchedulerCore
 
@@ -21,9 +22,13 @@ def scheduler_commands(
     *,
     address: Callable[[], str],
     restart: Callable[[str], None],
+    retire_idle: Callable[[Sequence[str]], bool],
     stop: Callable[[str], None],
 ) -> Mapping[str, Command]:
-    """The commands. `restart` has all workers begin afresh, `stop` ends the scheduler; both take a reason."""
+    """The commands. `restart` has all workers begin afresh, `stop` ends the scheduler; both take a reason.
+
+    `retire_idle` has workers leave if they have nothing to do, and says whether they do.
+    """
 
     def identity(arguments: Mapping[str, Any]) -> Any:
         return scheduler_identity(core, mine, address())
@@ -35,13 +40,23 @@ def scheduler_commands(
         return {**identity(arguments), **await overview(core)}
 
     return {
+        "demand": lambda arguments: core.demand(trio.current_time()),
         "identity": identity,
         "look_back": look_back,
         "overview": describe,
         "status": status,
         "restart": lambda arguments: restart("requested by rpc"),
+        "retire_idle": lambda arguments: retire_idle(addresses_in(arguments)),
         "terminate": lambda arguments: stop("requested by rpc"),
     }
+
+
+def addresses_in(arguments: Mapping[str, Any]) -> list[str]:
+    """The addresses of workers that a command was given. Raises `UsageError` if there are none."""
+    addresses = arguments.get("addresses")
+    if not isinstance(addresses, list | tuple):
+        raise UsageError("give the addresses of workers")
+    return [str(address) for address in cast("Sequence[object]", addresses)]
 
 
 def scheduler_identity(core: SchedulerCore, mine: Hello, address: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
@@ -110,7 +110,12 @@ class _Service:
         """Whether the whole cluster ends, or only this scheduler; None: a fault of ours ends it, so peers lose it."""
         self._address = ""
         self._commands = scheduler_commands(
-            self._core, self._identity, address=lambda: self._address, restart=self._restart, stop=self._stop
+            self._core,
+            self._identity,
+            address=lambda: self._address,
+            restart=self._restart,
+            retire_idle=self._retire_idle,
+            stop=self._stop,
         )
         self._plugins = PluginHost(self._core, lambda: scheduler_identity(self._core, self._identity, self._address))
         self._events = self._plugins.ring.events
@@ -295,6 +300,11 @@ class _Service:
     def _restart(self, reason: str) -> None:
         self._core.restart(reason, trio.current_time())
         self._settle()
+
+    def _retire_idle(self, addresses: Sequence[str]) -> bool:
+        leave = self._core.retire_idle(addresses, trio.current_time())
+        self._settle()
+        return leave
 
     def _stop(self, reason: str) -> None:
         """End the cluster, workers and all."""

@@ -36,7 +36,7 @@ from trio_dask.parsing import counted, parse_choice
 from trio_dask.security.cluster_key import ClusterKey
 from trio_dask.security.credentials import Credentials
 from trio_dask.security.security import Security, as_security
-from trio_dask.unsupported_names import LOCAL_CLUSTER
+from trio_dask.unsupported_names import SSH_CLUSTER
 
 IGNORED = frozenset(("asynchronous", "loop", "silence_logs", "worker_module"))
 MEANINGLESS = frozenset(("dashboard", "dashboard_address", "protocol"))
@@ -260,12 +260,13 @@ class AsyncSSHCluster(AsyncCluster):
         return self._launcher
 
     def scale(self, n: int) -> None:
-        """Have workers on `n` of the hosts; does not wait. The workers of the others drain, and end.
+        """Have workers on `n` of the hosts; does not wait, and ends `adapt`. The workers of the others drain, and end.
 
         Raises:
           UsageError: `n` is no whole number from 0 on.
         """
         check_scale(n)
+        self.stop_adapting()
         self._running().set_host_count(n)
 
     def scale_down(self, workers: Iterable[str]) -> None:
@@ -283,6 +284,22 @@ class AsyncSSHCluster(AsyncCluster):
                 or (host.workers and all(named & {name, address} for name, address in host.workers.items()))
             ]
         )
+
+    def units(self) -> dict[str, Sequence[str]]:
+        """The hosts that should have workers, and the addresses of those that are registered.
+
+        That of the scheduler keeps its workers, if it has any, and is not among them.
+        """
+        hosts = self._running().worker_hosts
+        return {host.place: tuple(host.workers.values()) for host in hosts if not host.spec.is_scheduler}
+
+    def add_units(self, number: int) -> None:
+        """Have workers on so many more hosts, if there are as many. Does not wait for them."""
+        self._running().add_hosts(number)
+
+    def note_release(self, name: str) -> None:
+        """The workers of this host are about to leave."""
+        self._running().note_release(name)
 
     def logs(self) -> dict[str, str]:
         """What the programs on each host have logged last, by host."""
@@ -338,7 +355,7 @@ class SSHCluster(BlockingCluster[AsyncSSHCluster]):
     """
 
     _KIND = "SSH cluster"
-    _UNSUPPORTED = LOCAL_CLUSTER
+    _UNSUPPORTED = SSH_CLUSTER
 
     @takes_arguments_of(plan_ssh, name="SSHCluster", for_trio="open_ssh_cluster", ignored=IGNORED)
     def __init__(self, plan: SSHPlan) -> None:
@@ -346,5 +363,6 @@ class SSHCluster(BlockingCluster[AsyncSSHCluster]):
 
     scale = called_in_loop(AsyncSSHCluster.scale)
     scale_down = called_in_loop(AsyncSSHCluster.scale_down)
+    adapt = called_in_loop(AsyncSSHCluster.adapt)
     logs = called_in_loop(AsyncSSHCluster.logs)
     wait_for_workers = awaited_in_loop(AsyncSSHCluster.wait_for_workers)

@@ -18,12 +18,14 @@ from trio_dask.comm.addresses import is_loopback
 from trio_dask.deploy.ssh.child_command import LocalSession
 from trio_dask.deploy.ssh.farewell import Answer, NoAnswer
 from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec
-from trio_dask.deploy.ssh.options import LOCALHOST, LauncherSettings
+from trio_dask.deploy.ssh.options import LOCALHOST, LauncherSettings, LocalScheduler, worker_arguments
 from trio_dask.deploy.ssh.orders import Greeting
 from trio_dask.deploy.ssh.remote_program import RemoteProgram
 from trio_dask.deploy.ssh.session import HostError, Session
 from trio_dask.retry_policy import Backoff
 
+HOST_LENGTH = 4
+"""How many digits at the end of a run's id name one of its hosts."""
 MAX_LINES = 1000
 AGAIN = Backoff(first_s=1.0, longest_s=30.0, spread=(0.5, 1.0))
 OTHER_PYTHON = "python3"
@@ -131,6 +133,18 @@ def here() -> HostSpec:
 async def stay_here(host: HostSpec, on_step: Callable[[str], object]) -> AsyncGenerator[Session]:
     on_step("login")
     yield LocalSession()
+
+
+def hosts_of(settings: LauncherSettings, run_id: str, log_in: LogIn) -> list[Host]:
+    """The hosts of a launcher; this machine is the first if the scheduler is a process of it."""
+    hosts = [
+        Host(spec, "", worker_arguments(spec, settings), pythons_of(spec, settings), log_in) for spec in settings.hosts
+    ]
+    if isinstance(settings.scheduler, LocalScheduler):
+        hosts.insert(0, Host(here(), "", [], [sys.executable], stay_here))
+    for number, host in enumerate(hosts):
+        host.run = f"{run_id}{number:0{HOST_LENGTH}x}"
+    return hosts
 
 
 class Hopeless(HostError):

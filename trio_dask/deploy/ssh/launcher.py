@@ -20,7 +20,6 @@ import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 import trio
@@ -28,7 +27,6 @@ import trio
 from trio_dask._version import __version__
 from trio_dask.comm.addresses import parse_address
 from trio_dask.deploy.ssh.farewell import Answer, NoAnswer, processes, tell_end
-from trio_dask.deploy.ssh.hosts import HostSpec
 from trio_dask.deploy.ssh.launched_host import (
     Hopeless,
     Host,
@@ -37,19 +35,15 @@ from trio_dask.deploy.ssh.launched_host import (
     Pauses,
     Phase,
     contact_host,
-    here,
+    hosts_of,
     ignore_event,
     ignore_step,
-    pythons_of,
-    stay_here,
 )
 from trio_dask.deploy.ssh.options import (
     LauncherSettings,
-    LocalScheduler,
     Output,
     RunningScheduler,
     scheduler_arguments,
-    worker_arguments,
 )
 from trio_dask.deploy.ssh.orders import Greeting, Order, Preparation
 from trio_dask.deploy.ssh.remote_program import ProgramEnd, PythonMissing, RemoteProgram, ask_for_leftovers
@@ -65,7 +59,6 @@ if TYPE_CHECKING:
     from trio_dask.security.security import Security
 
 RUN_LENGTH = 7
-HOST_LENGTH = 4
 DRAIN_S = 3.0
 """For how long workers may drain before everything is ended."""
 SWEEP_S = 2.5
@@ -102,28 +95,14 @@ class Launcher:
         self._settings = settings
         self._credentials = credentials
         self._security = security
-        self._log_in = log_in
         self._on_event = on_event
         self._stays = stays
-        self._numbers = count()
-        self._hosts = [self._new_host(spec) for spec in settings.hosts]
-        if isinstance(settings.scheduler, LocalScheduler):
-            self._hosts.insert(0, self._here())
+        self._hosts = hosts_of(settings, self.run_id, log_in)
         self._limiter = trio.CapacityLimiter(settings.max_connecting)
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
         self._is_ready = False
         self._stopping_since = math.inf
-
-    def _new_host(self, spec: HostSpec) -> Host:
-        arguments = worker_arguments(spec, self._settings)
-        return Host(spec, self._new_run(), arguments, pythons_of(spec, self._settings), self._log_in)
-
-    def _here(self) -> Host:
-        return Host(here(), self._new_run(), [], [sys.executable], stay_here)
-
-    def _new_run(self) -> str:
-        return f"{self.run_id}{next(self._numbers):0{HOST_LENGTH}x}"
 
     @property
     def hosts(self) -> Sequence[Host]:
@@ -245,6 +224,16 @@ class Launcher:
             elif not host.spec.is_scheduler:
                 host.scope.cancel()
         self._note_change()
+
+    def add_hosts(self, number: int) -> None:
+        """Have workers on so many more hosts, of those where the last ones have ended."""
+        idle = [host for host in self._hosts if host.arguments and not host.is_wanted and host.phase is Phase.OVER]
+        for host in idle[:number]:
+            self._want(host)
+
+    def note_release(self, place: str) -> None:
+        """The workers of this host have been told to leave."""
+        next(host for host in self._hosts if host.place == place).is_wanted = False
 
     async def wait_for_workers(self, number: int) -> None:
         """Wait until at least this many workers are registered."""

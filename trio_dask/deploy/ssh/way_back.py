@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from trio_dask.comm.addresses import Address, choose_advertised_host, parse_address
+from trio_dask.config import DEFAULT_SCHEME
 from trio_dask.deploy.ssh.lifeline import Lifeline
 from trio_dask.deploy.ssh.orders import Order
 from trio_dask.exit_status import ExitStatus
@@ -37,7 +38,7 @@ def listen(order: Order, lifeline: Lifeline, report: Report) -> None:
         report({"failure": words, "status": int(ExitStatus.REFUSED)})
         return
     host = order.contact_host or choose_advertised_host("0.0.0.0")
-    report({"address": str(Address("tcp", host, listener.getsockname()[1]))})
+    report({"address": str(Address(DEFAULT_SCHEME, host, listener.getsockname()[1]))})
     threading.Thread(target=_accept, args=(listener,), daemon=True).start()
     while lifeline.next_order() is not None:
         pass
@@ -51,10 +52,10 @@ def _accept(listener: socket.socket) -> None:
 
 def reach(order: Order, report: Report) -> None:
     """Connect to the addresses that the order has as its arguments; report what does not work."""
-    try:
-        for address in order.arguments:
-            place = parse_address(address)
+    for address in order.arguments:
+        place = parse_address(address)
+        try:
             socket.create_connection((place.host, place.port), REACH_S).close()
-    except OSError as exc:
-        words = f"no answer within {REACH_S:g} s" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
-        report({"failure": f"cannot reach {place.host}:{place.port}: {words}", "status": int(ExitStatus.REFUSED)})
+        except OSError as exc:
+            words = f"no answer within {REACH_S:g} s" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
+            report({"failure": f"cannot reach {place.host}:{place.port}: {words}", "status": int(ExitStatus.REFUSED)})

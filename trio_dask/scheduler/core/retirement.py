@@ -20,7 +20,8 @@ from trio_dask.scheduler.core.task_states import InMemory, Processing
 from trio_dask.scheduler.core.worker_states import HERE, Away, Dismissed, Retirement, Retiring, Returning
 from trio_dask.scheduler.core.worker_transitions import change_phase
 
-PATIENT: Final = frozenset({"lifetime", "max-tasks"})
+WITHOUT_WORK: Final = "the cluster has no work for it"
+PATIENT: Final = frozenset({"lifetime", "max-tasks", WITHOUT_WORK})
 """A worker retiring for one of these reasons waits until another can take its results, or they are released."""
 
 ATTEMPTS: Final = 3
@@ -35,6 +36,11 @@ def drain(state: State, worker: Worker, message: Drain) -> None:
     else:
         retirement.reason, retirement.self_initiated = message.reason, True
         state.check_retirements_soon()
+
+
+def retire_by_itself(state: State, worker: Worker, reason: str) -> None:
+    """Retire a worker for which no client has asked."""
+    _retire(state, worker, Retirement(reason, self_initiated=False))
 
 
 def _retire(state: State, worker: Worker, retirement: Retirement) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
@@ -11,6 +11,7 @@ from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Message
 from trio_dask.scheduler.core import admission, clients, idle_timeout, reconnect, retirement, stuck_tasks
 from trio_dask.scheduler.core.admission import Outcome
+from trio_dask.scheduler.core.demand import demand, retire_idle
 from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.invariants import check
 from trio_dask.scheduler.core.message_handlers import FROM_CLIENT, FROM_NANNY, FROM_WORKER, restart
@@ -112,6 +113,18 @@ class SchedulerCore:
     def overview(self, clock: Callable[[], float]) -> Generator[None, None, dict[str, Any]]:
         """A picture of the whole cluster, in steps of about 2 ms."""
         return overview(self._state, clock)
+
+    def demand(self, now: float) -> dict[str, Any]:
+        """How much work there is, and what each worker does."""
+        self._state.now = now
+        return demand(self._state)
+
+    def retire_idle(self, addresses: Collection[str], now: float) -> bool:
+        """Have these workers leave in good order, if none of them has anything to do; returns whether they do."""
+        self._state.now = now
+        leave = retire_idle(self._state, addresses)
+        self._check()
+        return leave
 
     # ------------------------------------------------------------------------------------------------- events
 
