@@ -21,6 +21,7 @@ from tests.programs.sshd import (
     nothing_left,
     processes_of,
     ready,
+    run_of,
     sshd,
 )
 from trio_dask import Client
@@ -171,6 +172,31 @@ def test_a_shell_that_chatters_is_understood(
                 assert user.submit(pow, 2, 3).result() == 8
             assert running.stop(signal.SIGINT) == 0
             nothing_left(run)
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="after: apt-get install bash")
+def test_a_bashrc_may_fail_and_one_that_asks_is_told(
+    client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "their home"
+    home.mkdir()
+    wrapper = tmp_path / "shell"
+    wrapper.write_text(f'#!/bin/sh\nSHLVL=0 HOME="{home}" exec bash -c "$SSH_ORIGINAL_COMMAND"\n')
+    wrapper.chmod(0o755)
+    (tmp_path / "ssh").mkdir()
+    with sshd(tmp_path / "ssh", f'ForceCommand "{wrapper}"') as server:
+        monkeypatch.setenv("HOME", str(server.home))
+        (home / ".bashrc").write_text("echo this bashrc fails >&2\nfalse\nno-such-command\nreturn 3\n")
+        with launcher(server, *server.hosts(1), ssh_client=client) as running:
+            run, _ = ready(running)
+            assert running.stop(signal.SIGINT) == 0
+            nothing_left(run)
+        (home / ".bashrc").write_text("printf 'Which project? '\nread project\n")
+        with launcher(server, *server.hosts(1), ssh_client=client, start_timeout=2) as running:
+            run = run_of(running)
+            assert running.end(30) == 4
+            nothing_left(run)
+        assert "said nothing for 2 s, and the host's shell said 'Which project?'" in running.errors[-1]
 
 
 # ------------------------------------------------------------------------------------------------- ways to log in

@@ -22,7 +22,8 @@ class Script:
     """How a host behaves. `login_s` is how long a login takes; `refuses` why none succeeds.
 
     `fails` is what its workers say before they end with `status`; `ignores` whether they ignore signals, and `drains_s`
-    how long they take for one. At its end it `answers` that so many processes are `left`, or loses the connection.
+    how long they take for one. At its end it `answers` that so many processes are `left`, after `answers_s`, or loses
+    the connection. If its shell `asks` something, no program starts.
     """
 
     login_s: float = 0.1
@@ -32,6 +33,8 @@ class Script:
     ignores: bool = False
     drains_s: float = 0
     answers: bool = True
+    answers_s: float = 0
+    asks: str = ""
     left: int = 0
     package: str = __version__
 
@@ -63,7 +66,10 @@ class ScriptedProcess:
         self.role = ""
         self._to_read, self._output = trio.open_memory_channel[bytes](100)
         greeting = {"package": host.script.package, "python": python, "executable": "python", "reached": "10.0.0.1"}
-        self._send({"greeting": greeting})
+        if host.script.asks:
+            self._to_read.send_nowait(host.script.asks.encode())
+        else:
+            self._send({"greeting": greeting})
         host.running.append(self)
 
     def _send(self, report: Mapping[str, Any]) -> None:
@@ -80,6 +86,12 @@ class ScriptedProcess:
     async def _drain(self) -> None:
         await trio.sleep(self._host.script.drains_s)
         self.end(0)
+
+    async def _answer(self) -> None:
+        await trio.sleep(self._host.script.answers_s)
+        if not self._ended.is_set():
+            self._send({"found": self._host.script.left, "left": self._host.script.left})
+            self.end(0)
 
     async def receive(self) -> bytes:
         try:
@@ -112,8 +124,7 @@ class ScriptedProcess:
                 if not host.script.answers:
                     self.end(EXIT_UNKNOWN)
                     return
-                self._send({"found": host.script.left, "left": host.script.left})
-                self.end(0)
+                trio.lowlevel.spawn_system_task(self._answer)
         elif "signal" in said:
             host.signals.append(said["signal"])
             if not host.script.ignores:

@@ -264,3 +264,25 @@ async def test_a_thousand_hosts_are_within_bounds(autojump_clock: MockClock) -> 
     assert sum(step == "failed" for _, step, _ in case.events) == 100
     assert sum(step == "joined" for _, step, _ in case.events) == 900
     assert case.is_empty
+
+
+async def test_a_host_that_is_slow_to_answer_has_ended_in_time_and_is_asked_all_the_same(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case({**hosts(2), "slow": Script(answers_s=8), "dead": Script(answers_s=60)})
+    with caplog.at_level(logging.INFO, "trio_dask.ssh"):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(case.run)
+            await case.ready.wait()
+            case.launcher.stop("enough")
+    said = caplog.records[-1].getMessage()
+    assert "slow ended in 0.0 s and answered after 8.0 s; 0 processes left on 3 hosts" in said
+    assert "dead could not be asked: no answer within 15 s" in said
+    assert case.is_empty
+
+
+async def test_a_shell_that_asks_instead_of_starting_python_is_told(autojump_clock: MockClock) -> None:
+    case = Case({**hosts(1), "asks": Script(asks="Which project? ")})
+    with pytest.raises(HostError, match=r"said nothing for 60 s, and the host's shell said 'Which project\?'"):
+        await case.run()
+    assert case.is_empty

@@ -96,6 +96,8 @@ def plan_ssh(
     # Both forms of the cluster take their signature, defaults and docstring from here.
     scheduler = settings.pop("scheduler", None)
     settings = {**configured(LauncherSettings, "ssh", load(), wanted=_is_of_login), **settings}
+    if remote_python is not None:
+        settings["remote_python"] = remote_python
     settings.setdefault("scheduler_port", 0)
     settings.setdefault("protocol", DEFAULT_TLS_SCHEME if security else DEFAULT_SCHEME)
     unknown = settings.keys() - set(LauncherSettings._fields) | settings.keys() & {"hosts"}
@@ -107,7 +109,7 @@ def plan_ssh(
     _add_scheduler_options(scheduler_options or {}, settings)
     place, specs = place_scheduler(scheduler, specs)
     settings = {name: _as_read(name, value) for name, value in settings.items()}
-    plan = LauncherSettings(hosts=specs, scheduler=place, remote_python=remote_python, **settings)
+    plan = LauncherSettings(hosts=specs, scheduler=place, **settings)
     _check_plan(plan)
     return SSHPlan(plan, as_security(security))
 

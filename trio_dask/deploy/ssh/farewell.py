@@ -9,14 +9,17 @@ from typing import NamedTuple
 from trio_dask.parsing import counted
 
 FEW = 8
+SLOW_S = 2.0
+"""Who waits for an answer for longer is told why."""
 
 log = logging.getLogger("trio_dask.ssh")
 
 
 class Answer(NamedTuple):
-    """What a host said at its end: how long that took, and how many processes are left."""
+    """What a host said at its end: how long that took, how long it took to say so, and how many processes are left."""
 
     seconds: float
+    asked_s: float
     left: int
 
 
@@ -32,10 +35,11 @@ def tell_end(hosts: Sequence[tuple[str, Answer | NoAnswer | None]]) -> None:
     silent = [(place, answer.words) for place, answer in hosts if isinstance(answer, NoAnswer)]
     told: list[str] = []
     if answers:
-        told.append(", ".join(f"{place} ended in {answer.seconds:.1f} s" for place, answer in answers))
+        told.append(", ".join(_ended(place, answer.seconds, answer.asked_s) for place, answer in answers))
         if len(answers) > FEW:
             seconds = sorted(answer.seconds for _, answer in answers)
-            told = [f"{len(answers)} hosts ended in {seconds[0]:.1f} to {seconds[-1]:.1f} s"]
+            last = max(answer.asked_s for _, answer in answers)
+            told = [_ended(f"{len(answers)} hosts", seconds[-1], last, f"{seconds[0]:.1f} to ")]
         left = sum(answer.left for _, answer in answers)
         told.append(f"{processes(left)} left on {counted(len(answers), 'host')}")
     told += [f"{place} could not be asked: {words}" for place, words in silent[:FEW]]
@@ -46,6 +50,11 @@ def tell_end(hosts: Sequence[tuple[str, Answer | NoAnswer | None]]) -> None:
     for place, answer in answers:
         if answer.left:
             log.warning("%s left on %s: try `dask-ssh --clean %s`", processes(answer.left), place, place)
+
+
+def _ended(subject: str, seconds: float, asked_s: float, more: str = "") -> str:
+    slow = f" and answered after {asked_s:.1f} s" if asked_s > SLOW_S else ""
+    return f"{subject} ended in {more}{seconds:.1f} s{slow}"
 
 
 def processes(number: int) -> str:

@@ -90,6 +90,8 @@ class Host:
     is_looked_after: bool = False
     """Whether a task of the launcher serves it."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    is_silent: bool = False
+    """Whether a program there was told to end, and no end of it was seen."""
     answer: Answer | NoAnswer | None = None
     """What it said, when it was asked, of processes that are left; None: nothing was started there."""
 

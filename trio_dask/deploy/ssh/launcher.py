@@ -62,6 +62,8 @@ RUN_LENGTH = 7
 DRAIN_S = 3.0
 """For how long workers may drain before everything is ended."""
 SWEEP_S = 2.5
+PATIENT_SWEEP_S = 15.0
+"""For a host whose programs have ended when told to: there a Python must start for the answer, and it may be busy."""
 LEVELS: Mapping[Output, int] = {"quiet": logging.ERROR, "warnings": logging.WARNING, "all": logging.DEBUG}
 HOPELESS = (ExitStatus.WRONG_USAGE, ExitStatus.REFUSED, ExitStatus.KEPT_CRASHING)
 
@@ -294,6 +296,7 @@ class Launcher:
     async def _serve(self, host: Host) -> None:
         step = partial(self._step, host)
         async with AsyncExitStack() as stack:
+            host.is_silent = False
             async with self._limiter:
                 session = await stack.enter_async_context(host.log_in(host.spec, step))
             try:
@@ -314,12 +317,14 @@ class Launcher:
         """End what is left of the run there, and note the answer."""
         host.answer = NoAnswer("the launcher was cancelled")
         setup = host.spec.setup or self._settings.setup
+        limit_s = SWEEP_S if host.is_silent else PATIENT_SWEEP_S
+        asked_at = trio.current_time()
         try:
-            before, left = await ask_for_leftovers(host.place, session, host.pythons[0], setup, host.run, SWEEP_S)
+            before, left = await ask_for_leftovers(host.place, session, host.pythons[0], setup, host.run, limit_s)
         except HostError as exc:
             host.answer = NoAnswer(exc.words)
             return
-        host.answer = Answer(trio.current_time() - since, left)
+        host.answer = Answer(max(0.0, asked_at - since), trio.current_time() - asked_at, left)
         if before:
             log.warning("%s: %s had to be killed", host.place, processes(before))
 
@@ -381,6 +386,7 @@ class Launcher:
                     raise
                 del host.pythons[0]
             finally:
+                host.is_silent |= program.is_silent
                 if role == "workers":
                     host.program = None
                     self._note_change()

@@ -90,6 +90,8 @@ class RemoteProgram:
         self._process: RemoteProcess | None = None
         self._signals: list[bytes] = []
         self._output = self._errors = Lines()
+        self.is_silent = False
+        """Whether it was told to end, and no end of it was seen: the host hangs, or the link does."""
 
     def signal(self, number: int, reason: str) -> None:
         """Have it act on this signal, as soon as it runs."""
@@ -128,8 +130,9 @@ class RemoteProgram:
                     nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
             finally:
                 self._process = None
-                with trio.move_on_after(END_S, shield=True):
+                with trio.move_on_after(END_S, shield=True) as limit:
                     await self._end(process)
+                self.is_silent = limit.cancelled_caught
         if status == EXIT_UNKNOWN:
             raise HostLost(self._place, "connection", "the connection was lost")
         return ProgramEnd(self._failure.get("status", status), self._words(status))
