@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    case_actors,
     case_collections,
     case_data,
     case_memory,
@@ -18,6 +19,7 @@ CASES: dict[str, Case] = {
     case.name: case
     for module in (
         case_tasks,
+        case_actors,
         case_collections,
         case_data,
         case_tls,

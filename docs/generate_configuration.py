@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trio_dask.config import OURS, Option, declarations
+from trio_dask.config import NO_ARGV, OURS, Option, declarations
 from trio_dask.config_keys import OF_DISTRIBUTED, OF_OPTIONS
 from trio_dask.configuration import KINDS, known_keys
 
@@ -23,7 +23,7 @@ END = "<!-- generate_configuration.py ends -->\n"
 def _shown(declared: Any, value: Any) -> str:
     if isinstance(value, float) and math.isinf(value):
         return "never"
-    if value is None or value in ("", (), {}):
+    if value is None or value in ("", (), {}, NO_ARGV):
         return ""
     if isinstance(value, bool):
         return str(value).lower()
@@ -35,6 +35,8 @@ def _rows() -> Iterator[tuple[str, str, str, str]]:
     for program, kinds in KINDS.items():
         for kind in kinds:
             for name, declared in declarations(kind).items():
+                if not declared.keys:
+                    continue
                 theirs = [key for key in declared.keys if not key.startswith(f"{OURS}.")]
                 ours = [key for key in declared.keys if key.startswith(f"{OURS}.")]
                 default = (

@@ -67,6 +67,14 @@ def test_what_is_no_amount_of_memory(text: str) -> None:
 @given(number=st.integers(0, 2**60))
 def test_amounts_are_shown_as_they_are_read(number: int) -> None:
     assert parsing.parse_bytes(parsing.format_bytes(number)) == pytest.approx(number, rel=0.01)
+    assert parsing.parse_bytes(parsing.show_bytes(number)) == number
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 B"), (7, "7 B"), (20 * 10**9, "20 GB"), (2**31, "2 GiB"), (10 * 2**20, "10 MiB")]
+)
+def test_amounts_have_the_unit_that_a_user_would_write(number: int, text: str) -> None:
+    assert parsing.show_bytes(number) == text
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trio_dask.errors import NoScheduler, UnavailableError, UsageError
+from trio_dask.errors import NoScheduler, UnavailableError
 from trio_dask.owned_files import keep_file
 from trio_dask.scheduler_file import FoundScheduler, read_scheduler_file, scheduler_file_text
 
@@ -74,7 +74,7 @@ def test_a_scheduler_file_names_the_address(tmp_path: Path) -> None:
 def test_what_is_no_scheduler_file(tmp_path: Path, content: bytes, reason: str) -> None:
     path = tmp_path / "scheduler.json"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=f"is not a scheduler file: .*{reason}"):
+    with pytest.raises(UnavailableError, match=f"is not a scheduler file: .*{reason}"):
         read_scheduler_file(str(path))
 
 
@@ -87,3 +87,16 @@ def test_a_file_that_is_just_being_written_is_waited_for(tmp_path: Path) -> None
 def test_a_scheduler_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match=r"cannot read the scheduler file .*: Is a directory"):
         read_scheduler_file(str(tmp_path))
+
+
+def test_a_link_leads_to_no_key(tmp_path: Path) -> None:
+    path, link = tmp_path / "scheduler.json", tmp_path / "link.json"
+    content = json.loads(scheduler_file_text("tcp://10.0.0.5:8786", incarnation="ab", package="0.1", python="3.11"))
+    path.write_text(json.dumps(content))
+    link.symlink_to(path)
+    assert read_scheduler_file(str(link)) == FoundScheduler("tcp://10.0.0.5:8786", None)
+    path.write_text(json.dumps({**content, "cluster_key": "00" * 32}))
+    path.chmod(0o600)
+    assert read_scheduler_file(str(path)) is not None
+    with pytest.raises(UnavailableError, match=r"link\.json .* is a symbolic link: name the file itself"):
+        read_scheduler_file(str(link))

@@ -63,7 +63,7 @@ def test_the_page_has_each_name_that_is_new() -> None:
 
 
 def test_a_name_can_be_asked_for_before_anything_else_is_loaded() -> None:
-    code = "import trio_dask; print(hasattr(trio_dask, 'Actor'), hasattr(trio_dask, 'no_such_name'))"
+    code = "import trio_dask; print(hasattr(trio_dask, 'span'), hasattr(trio_dask, 'no_such_name'))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20).stdout
     assert said == "False False\n"
 
@@ -73,8 +73,12 @@ def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist()
         future = client.submit(abs, 1)
         cluster = LocalCluster.__new__(LocalCluster)
         for owner, name, said in (
-            (trio_dask, "Actor", "module 'trio_dask' has no attribute 'Actor', which distributed has: actors are not"),
-            (client, "upload_file", "Client has no attribute 'upload_file', which distributed has: files are not sent"),
+            (
+                trio_dask,
+                "span",
+                "module 'trio_dask' has no attribute 'span', which distributed has: spans are not there",
+            ),
+            (client, "profile", "Client has no attribute 'profile', which distributed has: there is no profiler"),
             (AsyncClient("tcp://h:1"), "profile", "AsyncClient has no attribute 'profile', which distributed has: "),
             (future, "executor", "Future has no attribute 'executor', which distributed has: use client"),
             (cluster, "from_name", "LocalCluster has no attribute 'from_name', which distributed has: connect to a"),

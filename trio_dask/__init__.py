@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from trio_dask._version import __version__
 from trio_dask.errors import (
+    ActorLost,
     AddressError,
     ClusterError,
     DataLost,
@@ -32,6 +33,7 @@ from trio_dask.errors import (
     ProtocolError,
     RefusedError,
     RemoteError,
+    Reschedule,
     SchedulerLost,
     SerializationError,
     SpillError,
@@ -45,6 +47,7 @@ from trio_dask.errors import (
 from trio_dask.hooks import hooks
 
 if TYPE_CHECKING:
+    from trio_dask.client.actors import Actor, ActorFuture, BaseActorFuture
     from trio_dask.client.as_completed import as_completed
     from trio_dask.client.async_client import AsyncClient
     from trio_dask.client.client import Client
@@ -55,21 +58,30 @@ if TYPE_CHECKING:
     from trio_dask.client.coordination.semaphores import AsyncSemaphore, Semaphore
     from trio_dask.client.coordination.variables import AsyncVariable, Variable
     from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
-    from trio_dask.client.default_clients import default_client
+    from trio_dask.client.default_clients import default_client, temp_default_client
     from trio_dask.client.futures import AsyncFuture, Future
+    from trio_dask.client.metadata_operations import get_task_metadata
     from trio_dask.client.progress import progress
+    from trio_dask.client.reports import get_task_stream, performance_report
     from trio_dask.client.rpc_client import rpc
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.adaptive import Adaptive
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
+    from trio_dask.plugins.bases import Environ, NannyPlugin, WorkerPlugin
+    from trio_dask.plugins.files import UploadDirectory, UploadFile
+    from trio_dask.plugins.installs import InstallPlugin, PipInstall
     from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.security.security import Security
+    from trio_dask.worker.remote_output import print, warn
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
 
 __all__ = [
     "ALL_COMPLETED",
     "FIRST_COMPLETED",
+    "Actor",
+    "ActorFuture",
+    "ActorLost",
     "Adaptive",
     "AddressError",
     "AsyncClient",
@@ -80,27 +92,33 @@ __all__ = [
     "AsyncQueue",
     "AsyncSemaphore",
     "AsyncVariable",
+    "BaseActorFuture",
     "CancelledError",
     "Client",
     "ClusterError",
     "DataLost",
     "DoneAndNotDone",
+    "Environ",
     "Event",
     "ForkedClientError",
     "Future",
     "FutureCancelledError",
     "FutureLost",
+    "InstallPlugin",
     "KeptCrashing",
     "KeyConflict",
     "KilledWorker",
     "LocalCluster",
     "Lock",
     "MultiLock",
+    "NannyPlugin",
     "NoScheduler",
+    "PipInstall",
     "ProtocolError",
     "Queue",
     "RefusedError",
     "RemoteError",
+    "Reschedule",
     "SSHCluster",
     "SchedulerLost",
     "SchedulerPlugin",
@@ -113,8 +131,11 @@ __all__ = [
     "TaskTimeout",
     "TrioDaskError",
     "UnavailableError",
+    "UploadDirectory",
+    "UploadFile",
     "UsageError",
     "Variable",
+    "WorkerPlugin",
     "__version__",
     "as_completed",
     "check_cancelled",
@@ -122,20 +143,27 @@ __all__ = [
     "fire_and_forget",
     "futures_of",
     "get_client",
+    "get_task_metadata",
+    "get_task_stream",
     "get_worker",
     "open_local_cluster",
     "open_ssh_cluster",
+    "performance_report",
+    "print",
     "progress",
     "rejoin",
     "rpc",
     "secede",
+    "temp_default_client",
     "wait",
+    "warn",
     "worker_client",
 ]
 
 _HOMES = {
     name: module
     for module, names in {
+        "client.actors": "Actor ActorFuture BaseActorFuture",
         "client.as_completed": "as_completed",
         "client.async_client": "AsyncClient",
         "client.client": "Client",
@@ -146,16 +174,22 @@ _HOMES = {
         "client.coordination.semaphores": "AsyncSemaphore Semaphore",
         "client.coordination.variables": "AsyncVariable Variable",
         "client.current_client": "fire_and_forget futures_of get_client worker_client",
-        "client.default_clients": "default_client",
+        "client.default_clients": "default_client temp_default_client",
         "client.futures": "AsyncFuture Future",
+        "client.metadata_operations": "get_task_metadata",
         "client.progress": "progress",
         "client.rpc_client": "rpc",
+        "client.reports": "get_task_stream performance_report",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.adaptive": "Adaptive",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
         "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
+        "plugins.bases": "Environ NannyPlugin WorkerPlugin",
+        "plugins.files": "UploadDirectory UploadFile",
+        "plugins.installs": "InstallPlugin PipInstall",
         "scheduler.plugins": "SchedulerPlugin",
         "security.security": "Security",
+        "worker.remote_output": "print warn",
         "worker.task_context": "check_cancelled get_worker rejoin secede",
     }.items()
     for name in names.split()
@@ -180,6 +214,12 @@ def _local_cluster(**options: Any) -> Any:
     from trio_dask.deploy.local_cluster import LocalCluster
 
     return LocalCluster(**options)
+
+
+def _open_local_cluster(**options: Any) -> Any:
+    from trio_dask.deploy.local_cluster import open_local_cluster
+
+    return open_local_cluster(**options)
 
 
 def _find_client(address: str | None, timeout: Any) -> Any:
@@ -214,9 +254,17 @@ def _check_worker(arguments: Any) -> None:
     check_elsewhere(arguments)
 
 
+def _actor(*fields: Any) -> Any:
+    from trio_dask.client.actors import Actor
+
+    return Actor(*fields)
+
+
+hooks.actor = _actor
 hooks.scheduler_settings = _scheduler_settings
 hooks.worker_settings = _worker_settings
 hooks.check_worker = _check_worker
 hooks.around_tasks = _around_tasks
 hooks.local_cluster = _local_cluster
+hooks.open_local_cluster = _open_local_cluster
 hooks.find_client = _find_client

@@ -44,6 +44,7 @@ from trio_dask.parsing import (
     parse_time_limit,
     parse_timedelta,
     parse_zero_or_count,
+    show_bytes,
 )
 
 DEFAULT_PORT = 8786
@@ -176,8 +177,8 @@ OUTPUT_FILE = Reader("FILE", parse_output_file)
 LOG_FILE = Reader("FILE", parse_log_file)
 MODULE = Reader("MODULE", parse_module)
 RESOURCES = Reader("PAIRS", parse_resources)
-SPILL_LIMIT = Reader("SIZE", parse_spill_limit, null="off")
-AMOUNT = Reader("SIZE", parse_bytes)
+SPILL_LIMIT = Reader("SIZE", parse_spill_limit, show_bytes, null="off")
+AMOUNT = Reader("SIZE", parse_bytes, show_bytes)
 BACKOFF = Reader("FIRST:LONGEST", parse_backoff, _range_of_seconds)
 ENVIRONMENT = Reader("NAME=VALUE", parse_environment)
 

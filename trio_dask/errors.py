@@ -32,7 +32,14 @@ class ProtocolError(TrioDaskError):
 
 
 class RefusedError(TrioDaskError, ConnectionError):
-    """The other side answered the hello with a refusal; the message is its reason, naming both sides."""
+    """The other side answered the hello with a refusal; the message is its reason, naming both sides.
+
+    Attributes: `kind`, a word for what it is about, such as "key", "encryption" or "version"; it may be empty.
+    """
+
+    def __init__(self, reason: str = "", kind: str = "") -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 class NoScheduler(TrioDaskError, OSError):
@@ -57,6 +64,20 @@ class KeptCrashing(ClusterError):
 
 class KeyConflict(TrioDaskError, ValueError):
     """One key was given to two different tasks."""
+
+
+class Reschedule(Exception):
+    """Raise this in a task to have it run again from the start, on another worker if any other may run it.
+
+    A task that always raises it never ends.
+    """
+
+
+class ActorLost(TrioDaskError, RuntimeError):
+    """An actor is lost with its worker, or released; or the connection broke while it was called.
+
+    Then nobody knows whether the call was made.
+    """
 
 
 class KilledWorker(TrioDaskError):

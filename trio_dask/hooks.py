@@ -16,6 +16,8 @@ class TaskWorker(Protocol):
 
     scheduler_address: str
     incarnation: str
+    actors: Any
+    """The actors that live there, see `worker.hosted_actors`."""
 
     def get_client(self, make: Callable[[str], Any]) -> Any:
         """The client that all tasks of the worker share, made from the scheduler's address when first asked for."""
@@ -45,8 +47,15 @@ class _Hooks:
     local_cluster: Callable[..., Any] | None = None
     """Makes a `LocalCluster` of keyword arguments; set by `trio_dask`."""
 
+    open_local_cluster: Callable[..., AbstractAsyncContextManager[Any]] | None = None
+    """Opens a local cluster in this Trio loop, of keyword arguments; set by `trio_dask`."""
+
     find_client: Callable[[str | None, Any], Any] | None = None
     """Finds the client that is current here, for futures that are unpickled; set by `trio_dask`."""
+
+    actor: Callable[[type[Any], str, int, str], Any] | None = None
+    """Makes the proxy of an actor, from its class, its key, the run that made it and the address of its worker; set by
+    `trio_dask`."""
 
     scheduler_settings: Callable[[Sequence[str]], Any] | None = None
     """Makes `SchedulerSettings` of a command line of `dask-scheduler`; set by `trio_dask`."""

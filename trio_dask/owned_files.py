@@ -61,6 +61,14 @@ def keep_file(path: str | None, text: str) -> Generator[None]:
             _remove_own(target, own)
 
 
+def write_file(path: str, text: str) -> None:
+    """Write a file that only its owner can read, and that stays. Raises `UnavailableError` if that is impossible."""
+    try:
+        _write(Path(path).absolute(), text).close()
+    except OSError as exc:
+        raise UnavailableError(f"cannot write {path}: {exc.strerror or exc}") from exc
+
+
 def remove_kept_files() -> None:
     """Remove the files of all blocks of `keep_file`, in a process that is about to end without leaving them."""
     for target, own in list(_kept.items()):

@@ -71,6 +71,15 @@ def format_bytes(number: int) -> str:
     return f"{number} B"
 
 
+def show_bytes(number: int) -> str:
+    """An amount of memory as a user may have written it, in the largest unit that has it whole: `20 GB`, `2 GiB`."""
+    for power in (4, 3, 2, 1):
+        for base, unit in ((1024, "kMGT"[power - 1] + "iB"), (1000, "kMGT"[power - 1] + "B")):
+            if number and number % base**power == 0:
+                return f"{number // base**power} {unit}"
+    return f"{number} B"
+
+
 def counted(number: int, noun: str) -> str:
     """`1 thread`, `4 threads`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
-from trio_dask.errors import NoScheduler, UnavailableError, UsageError
+from trio_dask.errors import NoScheduler, UnavailableError
 from trio_dask.procfs import is_hidden, pid_space, start_of
 from trio_dask.security.cluster_key import ClusterKey
 
@@ -47,13 +47,18 @@ def scheduler_file_text(
     return json.dumps(content, indent=2) + "\n"
 
 
+def copied_scheduler_file_text(address: str, *, incarnation: str, key: ClusterKey | None = None) -> str:
+    """What a client writes into a scheduler file: it names no process, since it knows none."""
+    content = {"type": "Scheduler", "id": incarnation, "address": address, "workers": {}}
+    return json.dumps(content if key is None else {**content, "cluster_key": key.hex()}, indent=2) + "\n"
+
+
 def find_scheduler(address: str | None, path: str | None) -> FoundScheduler:
     """This address, or what is in the scheduler file `path`, if that is given.
 
     Raises:
       NoScheduler: there is no such file, or the scheduler that wrote it has ended.
-      UnavailableError: the file cannot be read.
-      UsageError: it is not a scheduler file.
+      UnavailableError: the file cannot be read, is not a scheduler file, or may not be trusted.
     """
     if path is None and address is not None:
         return FoundScheduler(address, None)
@@ -77,18 +82,18 @@ def read_scheduler_file(path: str) -> FoundScheduler | None:
     except OSError as exc:
         raise UnavailableError(f"cannot read the scheduler file {path}: {exc.strerror or exc}") from exc
     if len(data) > MAX_SCHEDULER_FILE_BYTES:
-        raise UsageError(f"{path} is not a scheduler file: it is longer than {MAX_SCHEDULER_FILE_BYTES} bytes")
+        raise UnavailableError(f"{path} is not a scheduler file: it is longer than {MAX_SCHEDULER_FILE_BYTES} bytes")
     if not data.strip():
         return None  # another tool writes it in place and has just begun
     try:
         content: Any = json.loads(data)
     except (ValueError, RecursionError) as exc:
         where = f" at byte {exc.pos}" if isinstance(exc, json.JSONDecodeError) else ""
-        raise UsageError(f"{path} is not a scheduler file: invalid JSON{where}") from exc
+        raise UnavailableError(f"{path} is not a scheduler file: invalid JSON{where}") from exc
     fields: Mapping[str, object] = cast("Mapping[str, object]", content) if isinstance(content, dict) else {}
     address = fields.get("address")
     if not isinstance(address, str):
-        raise UsageError(f"{path} is not a scheduler file: it contains no address")
+        raise UnavailableError(f"{path} is not a scheduler file: it contains no address")
     pid, runs = scheduler_process(fields)
     if runs is False:
         raise NoScheduler(f"the scheduler file {path} is stale: its scheduler, pid {pid}, has ended")
@@ -96,6 +101,10 @@ def read_scheduler_file(path: str) -> FoundScheduler | None:
     if secret is None:
         return FoundScheduler(address, None)
     # Whoever can write the file chooses for which cluster a worker of ours works; whoever can read it joins that one.
+    if os.path.islink(path):  # whoever can write its folder could lead it elsewhere
+        raise UnavailableError(
+            f"the scheduler file {path} holds the key of a cluster and is a symbolic link: name the file itself"
+        )
     if found.st_uid not in (os.geteuid(), 0):
         raise UnavailableError(
             f"the scheduler file {path} holds the key of a cluster and belongs to user {found.st_uid}: use one of yours"
@@ -105,9 +114,9 @@ def read_scheduler_file(path: str) -> FoundScheduler | None:
             f"others may use the scheduler file {path}, which holds the key of its cluster: run `chmod 600 {path}`"
         )
     try:
-        return FoundScheduler(address, ClusterKey.from_hex(str(secret)))
+        return FoundScheduler(address, ClusterKey.from_hex(str(secret), source=f"the one in {path}"))
     except ValueError as exc:
-        raise UsageError(f"{path} is not a scheduler file: its cluster_key is none, {exc}") from None
+        raise UnavailableError(f"{path} is not a scheduler file: its cluster_key is none, {exc}") from None
 
 
 def scheduler_process(content: Mapping[str, object]) -> tuple[int, bool | None]:

@@ -13,11 +13,8 @@ from typing import Final, NoReturn
 PAGE: Final = "docs/coming-from-distributed.md"
 
 INTERNAL = "it is internal to distributed"
-NO_FILES = "files are not sent to workers yet"
-NO_METADATA = "metadata is not there yet"
 NO_DASHBOARD = "there is no dashboard"
 NO_ASYNCIO = "there is no asyncio; use AsyncClient under Trio"
-NO_PLUGINS = "plugins are not there yet; dask-worker --preload MODULE runs code in each worker"
 NO_LOGS = "logs are not collected; each program writes its own to stderr"
 
 
@@ -28,49 +25,31 @@ def _reasons(names: Mapping[str, str]) -> Mapping[str, str]:
 
 MODULE: Final = _reasons(
     {
-        "actors are not there yet": "Actor ActorFuture BaseActorFuture",
-        "there is no executor of concurrent.futures yet; use Client.submit and Client.map": "CompatibleExecutor",
-        NO_PLUGINS: "CondaInstall InstallPlugin NannyPlugin PipInstall WorkerPlugin",
-        "use dask-worker --env NAME=VALUE": "Environ",
+        "use Client.get_executor": "CompatibleExecutor",
+        "use PipInstall, or InstallPlugin with a function that calls conda": "CondaInstall",
         "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
-        "a task cannot ask for another worker; use submit(retries=)": "Reschedule",
         "there is no class for a scheduler; start one with dask-scheduler or LocalCluster": "Scheduler",
         "use LocalCluster or dask-worker": "SpecCluster",
         "states are words; see Client.status and Future.status": "Status",
         "use LocalCluster, whose workers are processes of their own": "SubprocessCluster",
         "use Python's own TimeoutError": "TimeoutError",
-        NO_FILES: "UploadDirectory UploadFile",
         "there is no class for a worker; start one with dask-worker or LocalCluster; tasks have get_worker()": "Worker",
         "use dask.config; docs/configuration.md has the keys": "config",
         INTERNAL: "connect dask",
-        NO_METADATA: "get_task_metadata",
-        NO_DASHBOARD: "get_task_stream performance_report widgets",
+        NO_DASHBOARD: "widgets",
         "use worker_client": "local_client",
-        "the output of a task appears where its worker prints": "print",
         "spans are not there yet": "span",
         NO_ASYNCIO: "sync",
-        "the warnings of a task appear where its worker prints": "warn",
     }
 )
 
 CLIENT: Final = _reasons(
     {
         "results are copied when they are needed; use replicate for more copies": "amm",
-        NO_DASHBOARD: "benchmark_hardware dashboard_link get_task_stream",
-        "call stacks of tasks are not available yet": "call_stack",
+        NO_DASHBOARD: "benchmark_hardware dashboard_link",
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
-        NO_LOGS: "forward_logging get_scheduler_logs get_worker_logs unforward_logging",
-        "published datasets are not there yet": "get_dataset list_datasets publish_dataset unpublish_dataset",
-        "events are not there yet": "get_events log_event subscribe_topic unsubscribe_topic",
-        "there is no executor of concurrent.futures yet; use submit and map": "get_executor",
-        NO_METADATA: "get_metadata set_metadata",
-        "versions are compared when a worker or a client connects": "get_versions",
-        NO_ASYNCIO: "loop sync",
+        NO_LOGS: "forward_logging unforward_logging",
         "there is no profiler": "profile",
-        NO_PLUGINS: "register_plugin register_worker_callbacks unregister_scheduler_plugin unregister_worker_plugin",
-        "a client connects when it is made": "start",
-        NO_FILES: "upload_file",
-        "use dask-scheduler --scheduler-file FILE": "write_scheduler_file",
     }
 )
 
@@ -89,8 +68,7 @@ AS_COMPLETED: Final = _reasons(
 
 LOCAL_CLUSTER: Final = _reasons(
     {
-        "LocalCluster blocks, and open_local_cluster does not": "asynchronous",
-        NO_ASYNCIO: "called_from_running_loop loop sync",
+        NO_ASYNCIO: "called_from_running_loop",
         NO_DASHBOARD: "dashboard_link",
         "connect to a cluster by its address": "from_name",
         NO_LOGS: "get_logs",

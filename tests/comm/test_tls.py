@@ -164,7 +164,7 @@ async def test_versions_that_do_not_meet_are_said() -> None:
     old = tls_for(one, max_version=ssl.TLSVersion.TLSv1_2).context(listening=False)
     new = tls_for(one, min_version=ssl.TLSVersion.TLSv1_3).context(listening=True)
     caller, listener = await meet(old, new)
-    assert "ProtocolError: a TLS peer that gives up: protocol version" in caller
+    assert "NoTlsError: a TLS peer that gives up: protocol version" in caller
     assert "ProtocolError: no TLS peer of ours: unsupported protocol" in listener
 
 

@@ -18,7 +18,7 @@ from trio_dask.comm.connect import connect_data
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Transport
 from trio_dask.errors import RefusedError
 from trio_dask.ids import Incarnation
-from trio_dask.protocol.hello import Hello, Role
+from trio_dask.protocol.hello import Hello, Role, in_words
 from trio_dask.protocol.opening import CallerOpening
 from trio_dask.security.cluster_key import ClusterKey
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
@@ -115,7 +115,7 @@ async def test_nobody_else_is_and_the_log_has_one_line(
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     assert f"connection from {scheme}://127.0.0.1:" in record.getMessage()
-    assert f"({role}) refused" in record.getMessage()
+    assert f"({in_words(role)}) refused" in record.getMessage()
 
 
 @schemes

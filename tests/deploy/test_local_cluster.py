@@ -120,3 +120,31 @@ def test_scripts_for_distributed_find_their_arguments_taken_or_refused_in_words(
         make(processes=False, protocol="tls")
     with pytest.raises(TypeError, match="unexpected argument 'n_wokers'"):
         make(n_wokers=3)
+
+
+def test_a_cluster_has_the_attributes_that_scripts_for_distributed_read() -> None:
+    with LocalCluster(2, 3, processes=False, death_timeout="5s") as cluster:
+        assert cluster.status == "running"
+        assert cluster.asynchronous is False
+        assert cluster.loop is None
+        assert cluster.scheduler.address == cluster.scheduler_address
+        workers = cluster.scheduler_info["workers"]
+        assert {worker["name"] for worker in workers.values()} == {0, 1}
+        assert {worker["nthreads"] for worker in workers.values()} == {3}
+        assert cluster.sync(_asked, 1) == 2
+        with cluster.get_client() as client:
+            assert client.cluster is cluster
+            assert cluster.get_client() is client
+            assert set(client.nthreads()) == set(workers)
+    assert cluster.status == "closed"
+
+
+async def _asked(x: int) -> int:
+    await trio.lowlevel.checkpoint()
+    return x + 1
+
+
+@pytest.mark.parametrize("arguments", [{"death_timeout": 0}, {"death_timeout": "soon"}, {"interface": "no-such-one"}])
+def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises((UsageError, OSError)):
+        LocalCluster(1, 1, processes=False, **arguments)

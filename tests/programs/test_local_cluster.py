@@ -53,6 +53,15 @@ async def test_a_cluster_is_ready_when_its_block_begins_and_gone_when_it_ends() 
     assert survivors(processes, 0) == []
 
 
+async def test_workers_that_are_restarted_by_name_or_number_are_new_processes() -> None:
+    async with open_local_cluster(2, 1) as cluster, cluster.get_client() as client:
+        before = set(pids_of(cluster))
+        assert await client.restart_workers([1, "0"], timeout=60) == {1: "OK", "0": "OK"}
+        after = set(pids_of(cluster))
+        assert len(after) == 2
+        assert not before & after
+
+
 @pytest.mark.parametrize("fork_server", ["0", "1"])
 async def test_a_program_with_very_many_open_files_can_have_a_cluster(
     monkeypatch: pytest.MonkeyPatch, fork_server: str

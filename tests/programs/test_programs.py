@@ -115,7 +115,7 @@ def test_a_port_in_use_is_status_4_and_one_line() -> None:
         status, out, err = run("scheduler", "--host", "127.0.0.1", "--port", port)
     assert (status, out) == (4, "")
     assert err.count("\n") == 1
-    assert port in err
+    assert f":{port}: the port is in use; give another one, or 0 for any free one" in err
 
 
 @pytest.mark.parametrize(
@@ -146,6 +146,29 @@ def test_a_worker_without_a_scheduler_gives_up_with_status_3(address: str, reaso
     assert (status, out) == (3, "")
     assert reason in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("options", [[], ["--no-nanny"]], ids=["nanny", "no nanny"])
+def test_a_worker_says_within_a_second_what_it_waits_for_and_only_if_it_has_to(
+    options: list[str], tmp_path: Path
+) -> None:
+    start = ["-m", "trio_dask", "worker", "--nthreads", "1", *options]
+    missing = str(tmp_path / "scheduler.json")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        for arguments, what, why in (
+            ([f"127.0.0.1:{port}"], rf"the scheduler at tcp://127\.0\.0\.1:{port}", "no answer so far"),
+            (["--scheduler-file", missing], f"the file {missing}", "the scheduler file .* does not exist"),
+            (["127.0.0.1:1"], r"the scheduler at tcp://127\.0\.0\.1:1", "nothing listens there"),
+        ):
+            with program(*start, *arguments) as waiting:
+                waiting.wait_for(r"^Start (nanny|worker) at|Waiting for|Not connected: ")
+                since = time.monotonic()
+                waiting.wait_for(f"Waiting for {what}: .*{why}|Not connected: .*{why}", timeout_s=10)
+                assert time.monotonic() - since < 1
+    with scheduler() as boss, program(*start, boss.wait_for(SCHEDULER_AT)) as hand:
+        hand.wait_for(REGISTERED)
+        assert "Waiting for" not in hand.text
 
 
 def test_a_worker_whose_name_is_taken_is_refused_with_status_4() -> None:

@@ -28,6 +28,7 @@ from trio_dask.protocol.hello import (
     decode_opening,
     decode_proved,
     encode_envelope,
+    in_words,
 )
 from trio_dask.protocol.wire_constants import PROTOCOL_VERSION
 
@@ -108,7 +109,7 @@ def test_pythons_that_exchange_pickles_must_match(role: Role) -> None:
     theirs = MINE._replace(role=role, python="3.12", package="0.2.0", name="x")
     assert check_hello(theirs, MINE) == (
         "versions do not match: this scheduler has Python 3.11 (trio_dask 0.1.0), "
-        f"the {role} 'x' has Python 3.12 (trio_dask 0.2.0)"
+        f"the {in_words(role)} 'x' has Python 3.12 (trio_dask 0.2.0)"
     )
     assert check_hello(theirs._replace(python="3.11"), MINE) is None
 

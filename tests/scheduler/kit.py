@@ -164,8 +164,9 @@ class Kit:
         self.settle()
         return worker
 
-    def client(self, name: str = "client") -> Client:
-        peer = self.join(Hello(role="client", incarnation=self.next_incarnation("c"), name=name))
+    def client(self, name: str = "client", worker: str = "") -> Client:
+        details = {"worker": worker} if worker else {}
+        peer = self.join(Hello(role="client", incarnation=self.next_incarnation("c"), name=name, details=details))
         client = Client(self, peer, codec.TO_CLIENT, name)
         self.peers[peer] = client
         client.send(m.Blob(FUNCTION, 3, b"fun"))
@@ -175,6 +176,7 @@ class Kit:
         peer = self.join(Hello(role="nanny", name=process, details={"process": process}))
         nanny = Nanny(self, peer, codec.TO_NANNY, process)
         self.peers[peer] = nanny
+        self.settle()
         return nanny
 
     def deliver(self, sender: Peer, messages: tuple[m.Message, ...]) -> None:

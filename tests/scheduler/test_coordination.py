@@ -14,12 +14,14 @@ from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.hello import Hello
 from trio_dask.scheduler.core.coordination import table
+from trio_dask.scheduler.core.coordination.datasets import Datasets
 from trio_dask.scheduler.core.coordination.event import Event
 from trio_dask.scheduler.core.coordination.multi_lock import MultiLocks
 from trio_dask.scheduler.core.coordination.queue import Queue
 from trio_dask.scheduler.core.coordination.requests import Answer, Drop, Effects, Keep, Request
 from trio_dask.scheduler.core.coordination.semaphore import Lock, Semaphore
 from trio_dask.scheduler.core.coordination.table import Coordination
+from trio_dask.scheduler.core.coordination.values import Item
 from trio_dask.scheduler.core.coordination.variable import Variable
 
 PEERS = (1, 2, 3)
@@ -281,7 +283,40 @@ class VariableModel(Model):
             self.waiting = [] if self.items else self.waiting[:-1]
 
 
+class DatasetModel(Model):
+    OPERATIONS = (
+        ("publish", ((("a", item("1", "k")), ("b", item("2", "l"))), False)),
+        ("publish", ((("b", item("3", "l", "m")), (("c", 1), item("4"))), True)),
+        ("publish", ((("b", item("5", "n")),), False)),
+        ("get", ("a",)),
+        ("get", ("b",)),
+        ("delete", ("a", ("c", 1))),
+        ("delete", ("b",)),
+        ("names", ()),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items: dict[Any, Any] = {}
+
+    def begin(self, request: Request, operation: str, arguments: tuple[Any, ...]) -> None:
+        if operation == "publish":
+            entries, override = arguments
+            taken = () if override else tuple(name for name, _ in entries if name in self.items)
+            if not taken:
+                self.items.update(entries)
+            self.answer(request, taken)
+        elif operation == "get":
+            self.answer(request, tuple(value for name, value in self.items.items() if name == arguments[0]))
+        elif operation == "delete":
+            self.items = {name: value for name, value in self.items.items() if name not in arguments}
+            self.answer(request)
+        else:
+            self.answer(request, tuple(self.items))
+
+
 MODELS: dict[str, type[Model]] = {
+    "dataset": DatasetModel,
     "event": EventModel,
     "lock": LockModel,
     "multilock": MultiLockModel,
@@ -289,7 +324,13 @@ MODELS: dict[str, type[Model]] = {
     "semaphore": SemaphoreModel,
     "variable": VariableModel,
 }
-LAST_WORDS = {"event": "clear", "queue": "close", "variable": "delete", "semaphore": "close"}
+LAST_WORDS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "dataset": ("delete", ("a", "b", ("c", 1))),
+    "event": ("clear", ()),
+    "queue": ("close", ()),
+    "variable": ("delete", ()),
+    "semaphore": ("close", ()),
+}
 """After these nothing is left of a primitive that no client uses."""
 
 
@@ -347,7 +388,7 @@ def compare(kind: str, steps: list[Step]) -> None:
         coordination.session_ended(PeerId(peer))
         model.leave(peer)
     if kind in LAST_WORDS:
-        coordination.begin(Request(PeerId(9), 0), kind, "x", LAST_WORDS[kind], ())
+        coordination.begin(Request(PeerId(9), 0), kind, "x", *LAST_WORDS[kind])
     take_answers()
     assert not +kept, "results are kept for nobody"
     assert len(coordination) == 0
@@ -471,7 +512,27 @@ class VariableThatForgetsResults(Variable):
         self._item = None
 
 
+class DatasetsThatForgetResults(Datasets):
+    """The results of a dataset that was replaced are kept for ever."""
+
+    def _publish(self, request: Request, entries: dict[Any, Item], *, override: bool) -> None:
+        if override:
+            self._items.clear()
+        super()._publish(request, entries, override=override)
+
+
+class DatasetsPublishedInPart(Datasets):
+    """Names that are free are published, although others are taken."""
+
+    def _publish(self, request: Request, entries: dict[Any, Item], *, override: bool) -> None:
+        before = dict(self._items)
+        super()._publish(request, entries, override=override)
+        self._items = entries | before
+
+
 PLANTED: list[tuple[str, Callable[[Effects], Any]]] = [
+    ("dataset", DatasetsThatForgetResults),
+    ("dataset", DatasetsPublishedInPart),
     ("event", EventWithForgottenWaiter),
     ("event", EventWithDeadWaiter),
     ("lock", LockHeldTwice),

@@ -438,3 +438,21 @@ def test_many_demands_that_are_made_are_not_looked_through_for_each_new_one() ->
 
 def worker_of(kit: Kit, name: str) -> Worker:
     return kit.state.names[name]
+
+
+def test_tasks_that_prefer_a_worker_run_on_idle_ones_too_while_it_is_busy() -> None:
+    kit = Kit()
+    client = kit.client()
+    preferred, other = kit.worker(nthreads=1), kit.worker(nthreads=1)
+    client.submit(*map(str, range(20)), workers=(preferred.name,), allow_other_workers=True)
+    client.submit(*map(str, range(20, 40)), workers=(preferred.name,))
+    done = {preferred.name: 0, other.name: 0}
+    for _ in range(60):
+        for worker in (preferred, other):
+            for run in worker.runs()[:1]:
+                worker.finish(run, seconds=1.0)
+                done[worker.name] += 1
+            for message in worker.take(m.ReturnRuns):
+                worker.send(m.RunsReturned(message.runs))
+        kit.tick(kit.now + 1.0)
+    assert 5 <= done[other.name] <= 20

@@ -19,12 +19,14 @@ def test_a_worker_that_drains_leaves_once_its_run_is_over_and_its_results_are_el
     kit = Kit()
     client = kit.client()
     worker, other = kit.worker(), kit.worker()
+    client.submit("busy", workers=(other.name,))  # else it would take what waits for the first
     client.submit("held", "running", "queued", workers=(worker.name,), allow_other_workers=True)
     held, running = worker.runs()
     worker.finish(held, value=None)
     (queued,) = worker.runs()
     worker.send(m.RunsReturned((queued.run,)), m.Drain("received SIGTERM"))
     assert not worker.runs()
+    other.finish(other.runs()[0], value=None)
     (acquire,) = other.take(m.Acquire)
     assert acquire.keys == (("held", (worker.address,)),)
     other.send(m.Replicas(("held",)))
@@ -39,7 +41,7 @@ def test_a_worker_that_drains_leaves_once_its_run_is_over_and_its_results_are_el
     kit.tick(1.0)
     assert worker.take(m.Leave) == [m.Leave("received SIGTERM", False)]
     worker.leave(reason="received SIGTERM", expected=True)
-    assert kit.states() == {"held": "memory", "running": "memory", "queued": "processing"}
+    assert kit.states() == {"busy": "memory", "held": "memory", "running": "memory", "queued": "processing"}
     kit.assert_empty()
 
 

@@ -27,6 +27,9 @@ from trio_dask.scheduler.core import (
     task_transitions,
     worker_membership,
 )
+from trio_dask.scheduler.core.coordination.handlers import client_left
+from trio_dask.scheduler.core.coordination.requests import Request
+from trio_dask.scheduler.core.coordination.semaphore import Lock
 from trio_dask.scheduler.core.state import Client, State, Task, Worker
 from trio_dask.scheduler.core.task_states import Processing, Waiting
 
@@ -264,6 +267,49 @@ def wanted_again(world: World) -> Generator[None]:
         yield
 
 
+@contextmanager
+def lost_lease(world: World) -> Generator[None]:
+    """What a client holds is free as soon as its link is lost, though it comes back within its grace."""
+    connection_lost = clients.connection_lost
+
+    def forget(state: State, client: Client) -> None:
+        connection_lost(state, client)
+        client_left(state, client)
+
+    with mock.patch.object(clients, "connection_lost", forget):
+        yield
+
+
+@contextmanager
+def lease_held_twice(world: World) -> Generator[None]:
+    """A request that waits no longer frees what another one holds."""
+    end = Lock.end
+
+    def free_another(self: Lock, request: Request) -> None:
+        is_waiting = request in list(self.requests())[self.max_leases :]
+        end(self, request)
+        if is_waiting:
+            end(self, next(self.requests()))
+
+    with mock.patch.object(Lock, "end", free_another):
+        yield
+
+
+@contextmanager
+def forgotten_waiter(world: World) -> Generator[None]:
+    """A lease that comes free is given to the second that waits, and the first is forgotten."""
+    end = Lock.end
+
+    def skip(self: Lock, request: Request) -> None:
+        waiting = list(self.requests())[self.max_leases :]
+        if len(waiting) > 1 and request not in waiting:
+            del self._waiting[waiting[0]]  # pyright: ignore[reportPrivateUsage] - no public way exists to break it
+        end(self, request)
+
+    with mock.patch.object(Lock, "end", skip):
+        yield
+
+
 Bug = Callable[[World], AbstractContextManager[None]]
 
 INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
@@ -286,6 +332,9 @@ INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
             unwanted_repetition,
             early_dependents,
             wanted_again,
+            lost_lease,
+            lease_held_twice,
+            forgotten_waiter,
         )
     }
 )

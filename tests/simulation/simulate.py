@@ -2,7 +2,8 @@
 
 Each seed is one small history: a random graph, clients that submit it task by task or in parts, read, cancel, retry,
 release and vanish, workers that join, die, drain, are retired or short of memory, links that delay and are cut, for a
-moment or for long, and a scheduler that is killed and started again. First safety: every event is followed by the
+moment or for long, and a scheduler that is killed and started again. In half of them users share locks, queues and the
+like as well. First safety: every event is followed by the
 invariants of the cores. Then the faults stop, and liveness is demanded: within a bound everything that is still wanted
 has finished, with the value of a plain evaluation of the graph, and when the clients have left nothing is left of it
 anywhere.
@@ -21,6 +22,7 @@ from typing import Final
 
 from tests.simulation.random_graphs import Job, compute, expected, random_jobs, renewable_jobs
 from tests.simulation.sim_client import SimClient, Unpicklable
+from tests.simulation.sim_coordination import Sharing, check_forgotten
 from tests.simulation.sim_network import Timeline
 from tests.simulation.sim_scheduler import SimScheduler, state_of
 from tests.simulation.sim_worker import Network, SimWorker
@@ -49,7 +51,14 @@ class Failure(AssertionError):
 class World:
     """One history."""
 
-    def __init__(self, seed: int, jobs: dict[Key, Job] | None = None, *, in_parts: bool | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        jobs: dict[Key, Job] | None = None,
+        *,
+        in_parts: bool | None = None,
+        shares: bool | None = None,
+    ) -> None:
         self.seed = seed
         self.timeline = Timeline(seed)
         self.rng = self.timeline.rng
@@ -89,6 +98,7 @@ class World:
             self.cancelled[client.name] = {}
             self.submit(client, [self.jobs[key] for key in self.graph])
         self.submit(self.clients[0], list(self.renewable.values()))
+        self.sharing = Sharing(seed, self.timeline, self.clients, shares=shares)
 
     # ------------------------------------------------------------------------------------------ what happens
 
@@ -299,8 +309,10 @@ class World:
         for _ in range(self.rng.choice((0, 3, 10, 25))):
             self.timeline.at(self.rng.random() * TROUBLE_S, self.trouble)
         self.timeline.run(until=TROUBLE_S)
+        self.sharing.calm()
         self.add_worker()  # others may be on their way out
         self.timeline.run(until=TROUBLE_S + HEALING_S)
+        self.sharing.check()
         clients = [client for client in self.clients if client.open]
         for client in clients:
             for state in client.futures.values():
@@ -358,6 +370,7 @@ class World:
         core = self.scheduler.core
         assert not self.scheduler.leaves, self.scheduler.leaves[0]
         check_empty(state_of(core))
+        check_forgotten(state_of(core))
         for worker in self.workers:
             if worker.alive:
                 check_idle(worker.core)
@@ -369,14 +382,18 @@ class World:
 
 
 def run_seed(
-    seed: int, bug: Callable[[World], AbstractContextManager[None]] | None = None, *, in_parts: bool | None = None
+    seed: int,
+    bug: Callable[[World], AbstractContextManager[None]] | None = None,
+    *,
+    in_parts: bool | None = None,
+    shares: bool | None = None,
 ) -> None:
     """Run the history of one seed, with an injected bug if there is one.
 
     Raises `Failure` if something does not hold.
     """
     try:
-        world = World(seed, in_parts=in_parts)
+        world = World(seed, in_parts=in_parts, shares=shares)
         with bug(world) if bug is not None else nullcontext():
             world.run()
     except Exception as error:  # any error, of a core or of the oracle, means that the seed does not hold

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import sys
@@ -38,6 +39,34 @@ class Check(NamedTuple):
 
 def _wrong(name: str, text: str, remedy: str) -> Check:
     return Check(name, text, remedy, ExitStatus.REFUSED)
+
+
+_REMEDY = re.compile(r"; |: (?=(?:copy|leave|name|run|use) )")
+"""Where in our messages the remedy begins: a convention and no type, as a refusal is one text on the wire as well."""
+
+
+def refused(name: str, error: Exception, remedy: str = "", *, otherwise: str = "") -> Check:
+    """What an error says. Without a `remedy` it is the one in the message, or `otherwise`."""
+    text, *own = _REMEDY.split(str(error), maxsplit=1)
+    return _wrong(name, text, remedy or "".join(own) or otherwise)
+
+
+def remedy_of_lack(error: Exception, scheduler_file: str | None) -> str:
+    """What to do where no scheduler was found, for this reason."""
+    from trio_dask.comm import ConnectionLost
+    from trio_dask.errors import ProtocolError
+
+    match error.__cause__:
+        case None if scheduler_file is not None and "scheduler file" in str(error):
+            return f"run: dask-scheduler --scheduler-file {scheduler_file}"
+        case socket.gaierror():
+            return "give the address that the scheduler logs as it starts, or add the name to /etc/hosts"
+        case ProtocolError() | ConnectionLost():
+            return "give the address that the scheduler logs as it starts"
+        case OSError():
+            return "start dask-scheduler there, or open its port in the firewall there"
+        case _:
+            return "open the scheduler's port in the firewall there, or see whether dask-scheduler hangs"
 
 
 def check_name() -> Check:

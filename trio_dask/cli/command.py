@@ -52,8 +52,8 @@ def find_scheduler_for(
     An address without a scheme has that of `protocol`, or TLS if there is a certificate.
 
     Raises:
-      UsageError: there is none, it is no address of a scheduler, or the file is no scheduler file.
-      UnavailableError: the file cannot be read.
+      UsageError: there is none, or it is no address of a scheduler.
+      UnavailableError: the file cannot be read, or is no scheduler file.
     """
     from trio_dask.configuration import configured_scheduler
 
@@ -77,10 +77,14 @@ def find_scheduler_for(
 
 
 def _checked_file(path: str, origin: str) -> str:
+    from trio_dask.comm.joining import wrong_address_in
+
     with suppress(NoScheduler), naming(origin):
         found = find_scheduler(None, path)
-        with naming(f"{path} names a wrong address"):
+        try:
             _checked_address(found.address)
+        except UsageError as error:
+            raise wrong_address_in(path, error) from error
     return path
 
 

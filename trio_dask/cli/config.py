@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -11,16 +12,17 @@ from typing import Any, NamedTuple
 import click
 
 from trio_dask.cli.command import run_command
-from trio_dask.cli.options import Program, SectionOption, is_given, origins, read_configuration
+from trio_dask.cli.options import OUTPUT, Program, SectionOption, is_given, json_option, origins, read_configuration
 from trio_dask.cli.stdout import show
-from trio_dask.config import Key, Option, declarations
+from trio_dask.config import AMOUNT, SPILL_LIMIT, Argv, Key, Option, declarations
 from trio_dask.configuration import KINDS, Configuration, configured, load
 from trio_dask.configuration import Program as ProgramName
 from trio_dask.exit_status import ExitStatus
+from trio_dask.parsing import show_bytes
 
-OUTPUT = "Output"
 WIDEST = 48
 NOTHING = "none"
+JSON = "--json"
 
 
 class Row(NamedTuple):
@@ -30,6 +32,13 @@ class Row(NamedTuple):
     value: Any
     kind: str
     origin: str
+    declared: Option | Key
+
+    @property
+    def text(self) -> str:
+        """The value for people."""
+        is_amount = self.declared.reader in (AMOUNT, SPILL_LIMIT) and isinstance(self.value, int)
+        return show_bytes(self.value) if is_amount else _text(self.value)
 
 
 @click.command(
@@ -38,7 +47,7 @@ class Row(NamedTuple):
     params=[
         click.Argument(["program"], required=False, type=click.Choice(tuple(KINDS))),
         click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS OF PROGRAM]..."),
-        SectionOption(["--json", "as_json"], section=OUTPUT, is_flag=True, help="Print one line of JSON."),
+        json_option(),
     ],
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
@@ -48,6 +57,8 @@ def config(program: ProgramName | None, arguments: tuple[str, ...], as_json: boo
     PROGRAM is scheduler, worker, client or ssh; without it, this shows all of them. With options of the program it
     shows what the program would do with them.
     """
+    if JSON in arguments:  # no program has such an option, so it is ours wherever it stands
+        as_json, arguments = True, tuple(word for word in arguments if word != JSON)
     configuration = load()
     ignored = configuration.check()
     tables: dict[str, list[Row]] = {}
@@ -78,11 +89,11 @@ def _rows(program: ProgramName, arguments: Sequence[str]) -> Iterator[Row]:
             name, value = max(option.opts, key=len).removeprefix("--"), context.params[key]
             found = origins(context).get(key)
             if found is not None:
-                yield Row(name, value, found.kind, found.origin)
+                yield Row(name, value, found.kind, found.origin, option.declared)
             elif is_given(context, key):
-                yield Row(name, value, "option", f"--{name}")
+                yield Row(name, value, "option", f"--{name}", option.declared)
             else:
-                yield Row(name, defaults.get(key, value), "default", "default")
+                yield Row(name, defaults.get(key, value), "default", "default", option.declared)
     yield from _rows_of_keys(program, read_configuration(context))
 
 
@@ -95,7 +106,7 @@ def _rows_of_keys(program: ProgramName, configuration: Configuration, *, everyth
                 found = configuration.find(declared, program) if name in values else None
                 value = values.get(name, kind._field_defaults[name])
                 kind_of_source, origin = (found.kind, found.origin) if found else ("default", "default")
-                yield Row(declared.keys[0], value, kind_of_source, origin)
+                yield Row(declared.keys[0], value, kind_of_source, origin, declared)
 
 
 def _as_json(tables: Mapping[str, list[Row]], configuration: Configuration, ignored: Sequence[str]) -> str:
@@ -108,6 +119,8 @@ def _as_json(tables: Mapping[str, list[Row]], configuration: Configuration, igno
 
 def _plain(value: Any) -> Any:
     """The value as JSON can carry it."""
+    if isinstance(value, Argv):
+        return list(value.words)
     kind = value.__class__  # unlike type(value), no type checker narrows the value by it
     if kind is str and "-----BEGIN" in value:
         return "(a PEM text)"
@@ -119,7 +132,7 @@ def _plain(value: Any) -> Any:
 def _as_text(tables: Mapping[str, list[Row]], configuration: Configuration, ignored: Sequence[str]) -> str:
     lines: list[str] = []
     for program, rows in tables.items():
-        cells = [(row.name, _text(row.value), row.origin) for row in rows]
+        cells = [(row.name, row.text, row.origin) for row in rows]
         first, second = (min(WIDEST, max(len(cell[column]) for cell in cells)) for column in (0, 1))
         lines += [f"[{program}]", *(f"{name:{first}}  {value:{second}}  {origin}" for name, value, origin in cells), ""]
     lines += [f"Read: {', '.join(configuration.files) or 'no files'}"]
@@ -127,6 +140,8 @@ def _as_text(tables: Mapping[str, list[Row]], configuration: Configuration, igno
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, Argv):
+        return shlex.join(value.words) or NOTHING
     value = _plain(value)
     kind = value.__class__
     if kind is bool:

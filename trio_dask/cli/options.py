@@ -11,7 +11,19 @@ import click
 from click.core import ParameterSource
 
 from trio_dask._version import __version__
-from trio_dask.config import LOG_FILE, Argv, Key, Option, options_of, own_key
+from trio_dask.config import (
+    CREDENTIALS,
+    FILE,
+    LOG_FILE,
+    TIME,
+    WHICH_SCHEDULER,
+    Argv,
+    ClientSettings,
+    Key,
+    Option,
+    options_of,
+    own_key,
+)
 from trio_dask.errors import UnavailableError, UsageError
 from trio_dask.parsing import parse_boolean
 
@@ -261,6 +273,41 @@ def given_settings(context: click.Context, kind: type[NamedTuple]) -> dict[str, 
         configuration = read_configuration(context)
         given |= configured(kind, command.program, configuration, wanted=lambda declared: isinstance(declared, Key))
     return given
+
+
+OUTPUT = "Output"
+
+
+OF_QUESTIONS: Final = (WHICH_SCHEDULER, CREDENTIALS, OUTPUT)
+"""The headings of the options below."""
+
+
+def question_options(timeout_help: str) -> list[click.Parameter]:
+    """What a command that asks a scheduler takes: how it is found, and how the answer is printed."""
+    return [
+        click.Argument(["scheduler"], required=False),
+        SectionOption(
+            ["--scheduler-file"],
+            section=WHICH_SCHEDULER,
+            type=Checked(FILE.metavar, FILE.read),
+            help="File with the scheduler's address.",
+        ),
+        SectionOption(
+            ["--timeout"],
+            section=WHICH_SCHEDULER,
+            type=Checked(TIME.metavar, TIME.read),
+            default="10s",
+            show_default=True,
+            help=timeout_help,
+        ),
+        *setting_options(ClientSettings),
+        json_option(),
+    ]
+
+
+def json_option() -> SectionOption:
+    """For programs that read the output."""
+    return SectionOption(["--json", "as_json"], section=OUTPUT, is_flag=True, help="Print one line of JSON.")
 
 
 def log_options() -> list[SectionOption]:

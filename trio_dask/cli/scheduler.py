@@ -76,7 +76,7 @@ from trio_dask.parsing import parse_port
             ["--print-join"],
             section=OTHER,
             is_flag=True,
-            help="Print how to join from this machine, and from one that does not share its home.",
+            help="Print how to join from here, and from machines that do not share this home; keep running.",
         ),
         *log_options(),
         *legacy_options(NOT_OF_SCHEDULER),

@@ -12,42 +12,22 @@ from typing import Any
 import click
 
 from trio_dask.cli.command import check_protection, find_scheduler_for, run_command, run_service
-from trio_dask.cli.options import Checked, Program, SectionOption, given_settings, setting_options
+from trio_dask.cli.options import OF_QUESTIONS, Program, given_settings, question_options
 from trio_dask.cli.stdout import show
-from trio_dask.config import CREDENTIALS, FILE, WHICH_SCHEDULER, ClientSettings
+from trio_dask.config import ClientSettings
 from trio_dask.errors import NoScheduler, ProtocolError, UsageError
-from trio_dask.parsing import counted, format_bytes, parse_timedelta
+from trio_dask.parsing import counted, format_bytes
 
 PAUSE_S = 0.1
 SHORTEST_TRY_S = 0.1
 NARROWEST = 60
 
-OUTPUT = "Output"
-
 
 @click.command(
     cls=Program,
     program="client",
-    sections=[WHICH_SCHEDULER, CREDENTIALS, OUTPUT],
-    params=[
-        click.Argument(["scheduler"], required=False),
-        SectionOption(
-            ["--scheduler-file"],
-            section=WHICH_SCHEDULER,
-            type=Checked(FILE.metavar, FILE.read),
-            help="File with the scheduler's address.",
-        ),
-        SectionOption(
-            ["--timeout"],
-            section=WHICH_SCHEDULER,
-            type=Checked("TIME", parse_timedelta),
-            default="10s",
-            show_default=True,
-            help="Give up with status 3 if the scheduler cannot be reached within this time.",
-        ),
-        *setting_options(ClientSettings),
-        SectionOption(["--json", "as_json"], section=OUTPUT, is_flag=True, help="Print one line of JSON."),
-    ],
+    sections=OF_QUESTIONS,
+    params=question_options("Give up with status 3 if the scheduler cannot be reached within this time."),
 )
 @click.pass_context
 def status(

@@ -5,35 +5,48 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
-from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import trio
 
 from trio_dask.client import default_clients, orphaned_clusters
 from trio_dask.client.call_forms import Timeout, blocking
-from trio_dask.client.client_base import BaseClient
+from trio_dask.client.client_base import IGNORED, BaseClient
+from trio_dask.client.dataset_operations import BlockingDatasets
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future
+from trio_dask.client.inspection import BlockingInspection
 from trio_dask.client.local_runs import BlockingLocalRuns
 from trio_dask.client.loop_thread import CallbackThread, EngineThread
+from trio_dask.client.metadata_operations import BlockingMetadata
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, home_of, settings_for
 from trio_dask.client.operations import BlockingOperations
+from trio_dask.client.plugin_operations import BlockingPlugins
+from trio_dask.client.task_stream import BlockingStreams
+from trio_dask.client.topics import BlockingTopics
 from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
 from trio_dask.errors import UsageError
 from trio_dask.hooks import hooks
 
+if TYPE_CHECKING:
+    from trio_dask.client.executor import ClientExecutor
+
 _open_clients: WeakSet[Client] = WeakSet()
 
-IGNORED = frozenset(
-    ("connection_limit", "deserializers", "direct_to_workers", "extensions", "heartbeat_interval", "loop")
-) | {"serializers"}
-"""Arguments of distributed's `Client` that mean nothing here."""
 
-
-class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
+class Client(
+    BlockingOperations,
+    BlockingDatasets,
+    BlockingMetadata,
+    BlockingPlugins,
+    BlockingTopics,
+    BlockingInspection,
+    BlockingStreams,
+    BlockingLocalRuns,
+    BaseClient[Future],
+):
     """A client for ordinary, blocking code.
 
         with Client() as client:
@@ -87,7 +100,7 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
             raise UsageError("Client blocks; use AsyncClient in a Trio program")
         refuse_in_event_loop("Client()")
         options = {option: value for option, value in options.items() if option not in IGNORED}
-        self.cluster: Any = None if address is None or isinstance(address, str) else address
+        self.cluster = None if address is None or isinstance(address, str) else address
         self._owns_cluster = False
         settings = settings_for(address_of(address), scheduler_file, timeout, name, cluster_key, auth)
         if settings.scheduler is None and settings.scheduler_file is None:
@@ -138,7 +151,7 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
         """
         settings = settings_for(address, None, timeout, None)
         client = cls.__new__(cls)
-        client.cluster, client._owns_cluster = None, False
+        client._owns_cluster = False
         client._open(engine_for(settings, worker=worker), home_of(settings), wait=False)
         return client
 
@@ -166,14 +179,21 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
             self._owns_cluster = False
             self.cluster.close()
 
-    @classmethod
-    def current(cls, allow_global: bool = True) -> Client:
-        """The default client here. Raises `ValueError` if there is none."""
-        return default_clients.default_client()
+    def get_executor(self, **options: Any) -> ClientExecutor:
+        """A `concurrent.futures.Executor` that runs its calls here, for code that takes such an object.
 
-    def as_current(self) -> AbstractContextManager[None]:
-        """Make this the default client of the code in a `with` block."""
-        return default_clients.as_current(self)
+            with client.get_executor(pure=False) as executor:
+                results = list(executor.map(f, range(1000), chunksize=10))
+
+        Args:
+          **options: of all its calls, as in `submit`: `pure`, `workers`, `allow_other_workers`, `resources`,
+            `retries`, `priority`, `time_limit`.
+
+        Raises `TypeError` for another option, and `UsageError` for one that makes no sense.
+        """
+        from trio_dask.client.executor import ClientExecutor
+
+        return ClientExecutor(self, **options)
 
     asynchronous = False
     """For dask, which takes a client as `scheduler=` if it blocks."""
@@ -182,6 +202,7 @@ class Client(BlockingOperations, BlockingLocalRuns, BaseClient[Future]):
     get = blocking(BaseClient[Future]._get, waits_if="sync")
     scatter = blocking(BaseClient[Future]._scatter)
     shutdown = blocking(BaseClient[Future]._shutdown)
+    sync = blocking(BaseClient[Future]._sync)
 
 
 def _close_parts(thread: EngineThread, callbacks: CallbackThread, cluster: Any) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar, cast
 
 from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting
+from trio_dask.client.client_description import ClientDescription
 from trio_dask.client.collection_operations import CollectionOperations
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
@@ -55,10 +56,14 @@ FIRST_CHUNK = 256
 LARGEST_CHUNK = 4096
 LARGE_KWARGS_BYTES = 1024
 MOST_SHOWN = 5
+IGNORED = frozenset(
+    ("connection_limit", "deserializers", "direct_to_workers", "extensions", "heartbeat_interval", "loop")
+) | {"serializers"}
+"""Arguments of distributed's `Client` that mean nothing here."""
 NOT_CALLABLE = "the first argument must be callable, not {}"
 
 
-class BaseClient(CallForms, CollectionOperations[F]):
+class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
     """Submits, and defines the calls of both clients that wait for results."""
 
     def __init__(self, engine: Engine, future_type: Callable[[Engine, KeyState], F], name: str | None) -> None:
@@ -73,17 +78,6 @@ class BaseClient(CallForms, CollectionOperations[F]):
 
         def __getattr__(self, name):
             raise unsupported_error(type(self).__name__, name, CLIENT)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name}: {self.status}, scheduler {self.engine.address or 'not found yet'}>"
-
-    @property
-    def status(self) -> str:
-        """connecting (also after a lost connection), running, lost (its scheduler is gone; the next use dials), closed.
-
-        Or forked: it belongs to the process from which this one was forked.
-        """
-        return self.engine.status
 
     # ------------------------------------------------------------------------------------------------ submitting
 
@@ -123,6 +117,8 @@ class BaseClient(CallForms, CollectionOperations[F]):
           retries: how often it runs again if it raises.
           priority: any number, larger first.
           time_limit: seconds, or a text such as "5 min"; a task that runs longer fails with `TaskTimeout`.
+          actor: keep the object that `func`, often a class, makes, on its worker; the result is an `Actor` that calls
+            it there. Each such call makes another object, unless it has the `key` of one.
 
         Raises:
           KeyConflict: `key` stands for another call already.
@@ -131,12 +127,12 @@ class BaseClient(CallForms, CollectionOperations[F]):
           SchedulerLost: the scheduler is gone.
         """
         if actor or actors:
-            raise UsageError("actors are not supported")
+            actor, pure = True, False
         if not callable(func):
             raise TypeError(NOT_CALLABLE.format(type(func).__name__))
         function = pickle_function(func)
         plain = workers is None and resources is None and time_limit is None
-        if plain and not (retries or priority or allow_other_workers):
+        if plain and not (retries or priority or allow_other_workers or actor):
             extra = NO_EXTRA
         else:
             extra = extra_from(
@@ -147,6 +143,7 @@ class BaseClient(CallForms, CollectionOperations[F]):
                     "priority": priority,
                     "allow_other_workers": allow_other_workers,
                     "time_limit": time_limit,
+                    "actor": actor,
                 }
             )
         call = pickle_call(args, kwargs)
@@ -189,7 +186,7 @@ class BaseClient(CallForms, CollectionOperations[F]):
         are sent at a time. All else is as in `submit`.
         """
         if actor or actors:
-            raise UsageError("actors are not supported")
+            actor, pure = True, False
         if not iterables:
             raise UsageError("map() needs something to map over")
         for iterable in iterables:
@@ -209,6 +206,7 @@ class BaseClient(CallForms, CollectionOperations[F]):
             "priority": priority,
             "allow_other_workers": allow_other_workers,
             "time_limit": time_limit,
+            "actor": actor,
         }
         extra = extra_from(options)
         keys: Iterator[Hashable] | None = None
@@ -392,6 +390,21 @@ class BaseClient(CallForms, CollectionOperations[F]):
         return ForCall(engine, put, timeout=timeout, what="scatter()")
 
     # ------------------------------------------------------------------------------------------------ the rest
+
+    def _sync(
+        self,
+        func: Callable[..., Awaitable[Any]],
+        /,
+        *args: Any,
+        asynchronous: object = None,
+        callback_timeout: Timeout = None,
+        **kwargs: Any,
+    ) -> Waiting[Any]:
+        """Await `func(*args, **kwargs)` in the Trio loop of this client, and return what it returns.
+
+        Raises `TimeoutError` when it takes longer than `callback_timeout`, and what `func` raises.
+        """
+        return ForCall(self.engine, partial(func, *args, **kwargs), timeout=callback_timeout, what="sync()")
 
     def _shutdown(self) -> Waiting[None]:
         """End the cluster, scheduler and workers, and close this client."""

@@ -20,7 +20,8 @@ from trio_dask.hooks import hooks
 def get_client(address: str | None = None, timeout: Timeout = None, resolve_address: bool = True) -> Any:
     """The client to use here: in a task its worker's, connected to the worker's scheduler; elsewhere the default one.
 
-    In an `async def` task it is an `AsyncClient`, otherwise a `Client`. With an `address`, a client of that scheduler.
+    In an `async def` task and in a Trio program it is an `AsyncClient`, otherwise a `Client`. With an `address`, a
+    client of that scheduler; one that is made here has to be entered in a Trio program.
 
     Raises:
       ValueError: there is none.
@@ -45,31 +46,28 @@ def find_client(address: str | None, timeout: Timeout) -> Any:
     if found is not None and (address is None or found.engine.address == address):
         return found
     if address is not None:
-        return Client(address, timeout=timeout)
+        return (AsyncClient if trio.lowlevel.in_trio_run() else Client)(address, timeout=timeout)
     raise ValueError(NO_CLIENT)
 
 
 @contextmanager
-def worker_client(timeout: Timeout = None, separate_thread: bool = True) -> Generator[Client]:
-    """In a task: the client of its worker; in the block the task has no slot, so that the tasks it waits for can run.
+def worker_client(timeout: Timeout = None, separate_thread: bool = True) -> Generator[Any]:
+    """The client of `get_client()`; in the block a task has no slot, so that the tasks it waits for can run.
 
-    With `separate_thread=False` it keeps its slot, except while it waits for results.
+    With `separate_thread=False` it keeps its slot, except while it waits for results, as an `async def` task does in
+    any case: there it is an `AsyncClient`. In a program it is the default client.
 
     Raises:
-      ValueError: no task is running here.
-      RuntimeError: it is an `async def` task, which has no need of this: it awaits the results of `get_client()`.
+      ValueError: there is no client.
+      ForkedClientError: there is one, of the process that this one was forked from.
     """
+    client = get_client(timeout=timeout)
     tasks = hooks.tasks
-    if tasks is None or tasks.current_worker() is None:
-        raise ValueError("no task is running here: worker_client() works inside a task")
-    if trio.lowlevel.in_trio_run():
-        raise RuntimeError("worker_client() blocks; in an `async def` task await the results of `get_client()`")
-    client: Client = get_client(timeout=timeout)
-    if separate_thread:
+    if not separate_thread or tasks is None or tasks.current_worker() is None or trio.lowlevel.in_trio_run():
+        yield client
+    else:
         with tasks.outside_of_slots(client):
             yield client
-    else:
-        yield client
 
 
 def futures_of(o: Any, client: Client | AsyncClient | None = None) -> list[BaseFuture]:

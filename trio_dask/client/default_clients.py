@@ -6,9 +6,11 @@ import os
 import threading
 import weakref
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import trio
 
 from trio_dask.client.collections.cluster_scheduler import dask_configuration
 from trio_dask.client.collections.library_hooks import serve_libraries
@@ -18,21 +20,24 @@ if TYPE_CHECKING:
     from trio_dask.client.client import Client
 
 
-NO_CLIENT: Final = "no client found: make one first, with `Client(...)`"
+AnyClient: TypeAlias = "Client | AsyncClient"
 
-_C = TypeVar("_C", bound="Client | AsyncClient")
+NO_CLIENT: Final = "no client found: make one first, with `Client(...)` or `async with AsyncClient(...)`"
+NONE_CHOSEN: Final = "no client found: this code is in no `with client.as_current()` block"
+
+_C = TypeVar("_C", bound=AnyClient)
 
 _RANKS: Final = {"lost": 1, "forked": 2}
 
 _lock = threading.Lock()
-_open: list[weakref.ref[Client]] = []
+_open: list[weakref.ref[AnyClient]] = []
 """Clients that were opened as default ones, the newest last."""
-_kept: dict[Client, None] = {}
+_kept: dict[AnyClient, None] = {}
 """Those of them that stay open without other references to them."""
-_chosen: ContextVar[Client | None] = ContextVar("trio_dask current client", default=None)
+_chosen: ContextVar[AnyClient | None] = ContextVar("trio_dask current client", default=None)
 
 
-def remember(client: Client) -> None:
+def remember(client: AnyClient) -> None:
     """Make this the default client until it is closed, or another is opened."""
     with _lock:
         _open.append(weakref.ref(client))
@@ -47,7 +52,7 @@ def hold_weakly(client: Client) -> None:
         _kept.pop(client, None)
 
 
-def forget(client: Client) -> None:
+def forget(client: AnyClient) -> None:
     """This client is closed."""
     with _lock:
         before = len(_open)
@@ -59,7 +64,7 @@ def forget(client: Client) -> None:
 
 
 @contextmanager
-def as_current(client: Client) -> Generator[None]:
+def as_current(client: AnyClient) -> Generator[None]:
     """Make this the default client of the code in the block."""
     before = _chosen.set(client)
     serve_libraries()
@@ -70,22 +75,55 @@ def as_current(client: Client) -> Generator[None]:
         _chosen.reset(before)
 
 
-def current() -> Client | None:
+@contextmanager
+def open_here(client: AnyClient) -> Generator[None]:
+    """Make this the default client for the length of the block, and the current one of the code in it."""
+    remember(client)
+    try:
+        with as_current(client):
+            yield
+    finally:
+        forget(client)
+
+
+def current() -> AnyClient | None:
     """The default client here, if there is one: chosen by `as_current`, else the newest that is open.
 
-    A client whose scheduler is lost counts only if no other is open; in a forked child, the parent's come last.
+    A client whose scheduler is lost counts only if no other is open; in a forked child, the parent's come last. Of
+    equal ones a Trio task gets an `AsyncClient`, and a plain thread a `Client`, which also comes before an
+    `AsyncClient` that was chosen.
     """
-    chosen = _chosen.get()
-    if chosen is not None and chosen.status != "forked":
+    chosen, in_trio = _chosen.get(), trio.lowlevel.in_trio_run()
+    fits = chosen is not None and (in_trio or not chosen.asynchronous)
+    if chosen is not None and fits and chosen.status not in ("closed", "forked"):
         return chosen
     with _lock:
-        clients = [reference() for reference in reversed(_open)]
+        clients = [chosen, *(reference() for reference in reversed(_open))]
     found = [client for client in clients if client is not None and client.status != "closed"]
-    return min(found, key=lambda client: _RANKS.get(client.status, 0), default=chosen)
+
+    def rank(client: AnyClient) -> tuple[int, bool]:
+        return _RANKS.get(client.status, 0), client.asynchronous is not in_trio
+
+    return min(found, key=rank, default=chosen)
 
 
-def default_client(c: Client | None = None) -> Client:
-    """The client `c`, or else the default one here.
+def current_client(*, allow_global: bool = True) -> Any:
+    """The default client here, or, unless `allow_global`, the one that `as_current` has chosen.
+
+    Raises:
+      ValueError: there is none.
+      ForkedClientError: there is one, of the process that this one was forked from.
+    """
+    if allow_global:
+        return default_client()
+    chosen = _chosen.get()
+    if chosen is None:
+        raise ValueError(NONE_CHOSEN)
+    return usable(chosen)
+
+
+def default_client(c: AnyClient | None = None) -> Any:
+    """The client `c`, or else the default one here: an `AsyncClient` in a Trio program, otherwise a `Client`.
 
     Raises:
       ValueError: there is none.
@@ -95,6 +133,11 @@ def default_client(c: Client | None = None) -> Client:
     if found is None:
         raise ValueError(NO_CLIENT)
     return usable(found)
+
+
+def temp_default_client(c: AnyClient) -> AbstractContextManager[None]:
+    """Make `c` the default client of the code in a `with` block, as its `as_current` does."""
+    return as_current(c)
 
 
 def usable(client: _C) -> _C:

@@ -7,6 +7,7 @@ for them. docs/design/client.md says which thread does what.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -14,6 +15,7 @@ from functools import partial
 from itertools import count
 from typing import Any, Concatenate, ParamSpec
 
+from trio_dask.client.actor_lines import ActorLines, BothWays
 from trio_dask.client.core.client import OnReply
 from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState, Reader, Waiter
 from trio_dask.client.core.outbox import Content, GraphPart, Row
@@ -22,13 +24,15 @@ from trio_dask.client.link import Link
 from trio_dask.client.loop_calls import LoopCalls
 from trio_dask.client.outgoing import Outgoing
 from trio_dask.client.shared_state import Closed, Connected, Dial, Phase, SharedState, Status
+from trio_dask.client.topic_handlers import TopicHandlers
 from trio_dask.client.wait_signals import PendingReply, SettleWaiter, ThreadSignal, TrioSignal, ValueReader
-from trio_dask.client.worker_channels import Channel, WorkerChannels
+from trio_dask.client.worker_channels import WorkerChannels
 from trio_dask.errors import KeyConflict
 from trio_dask.hooks import hooks
 from trio_dask.ids import Incarnation, Key
 from trio_dask.protocol.messages import Message, Query
 from trio_dask.protocol.pickling import PickledFunction, load_value
+from trio_dask.security.credentials import NO_CREDENTIALS
 
 _P = ParamSpec("_P")
 
@@ -54,13 +58,16 @@ class Engine:
         self,
         incarnation: Incarnation,
         dial: Dial,
-        open_channel: Callable[[str], Awaitable[Channel]],
+        open_channel: Callable[[str], Awaitable[BothWays]],
         *,
         grace_s: float = 2.0,
+        patience_s: float = math.inf,
     ) -> None:
         self.incarnation = incarnation
         self.address = ""
         """Of the scheduler, once connected."""
+        self.credentials = NO_CREDENTIALS
+        """Those that it connected with."""
         self.serial = count(1)
         """Numbers for keys that stand for one call each; all clients that share this draw from it."""
         self.channels = WorkerChannels(open_channel)
@@ -75,10 +82,15 @@ class Engine:
         self._outgoing = outgoing = Outgoing(shared, calls, self.channels)
         self.drop, self.when_unused = outgoing.drop, outgoing.when_unused
 
-        self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s)
+        self.lines = ActorLines(shared, calls, open_channel)
+        """To the actors on workers."""
+
+        self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s, patience_s)
         self.attach, self.serve = link.attach, link.serve
 
         self._graphs = GraphSender(shared, outgoing)
+        self.topics = TopicHandlers(self)
+        self.core.on_event = self.topics.arrived
 
         self._client: Callable[[], Any] = _no_client
         self.future_type: Callable[[Engine, KeyState], Any] = _no_future
@@ -139,6 +151,12 @@ class Engine:
             else:
                 outgoing.wake()
         return states
+
+    def wanted(self) -> dict[Key, KeyState]:
+        """The states of all keys for which there are futures."""
+        with self.shared.lock:
+            self._outgoing.collect_all_dropped()
+            return {key: state for key, state in self.core.states.items() if state.refs}
 
     def known(self, keys: Iterable[Key]) -> set[Key]:
         """Those of these keys for which there are futures."""
@@ -316,6 +334,10 @@ class Engine:
             if not isinstance(self.shared.phase, Closed):
                 self.core.tell(message)
         self._send_alone()
+
+    def subscribe(self, topic: str, *, wanted: bool) -> None:
+        """Have the scheduler tell the events of a topic from now on, or no longer."""
+        self._change(self.core.subscribe, topic, wanted=wanted)
 
     def _send_alone(self) -> None:
         self._outgoing.has_waited = True

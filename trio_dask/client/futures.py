@@ -109,7 +109,7 @@ class BaseFuture(CallForms, KeyReference, _KeySlot):
         self.engine.call_when_done(self.state, partial(fn, self))
 
     def __await__(self) -> Generator[Any, None, Any]:
-        return _result(self).wait().__await__()
+        return result_of(self).wait().__await__()
 
     def __reduce__(self) -> tuple[Callable[[Key], BaseFuture], tuple[Key]]:
         return _unpickle_future, (self.key,)
@@ -122,8 +122,18 @@ class BaseFuture(CallForms, KeyReference, _KeySlot):
         kind = f", type: {state.type_name}" if state.type_name else ""
         return f"<{type(self).__name__}: {state.status}{kind}, key: {self.key}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from trio_dask.html_cards import card
 
-def _result(future: BaseFuture, timeout: Timeout = None) -> Waiting[Any]:
+        state = self.state
+        rows = {"status": state.status, "key": self.key}
+        if state.type_name:
+            rows["type"] = state.type_name
+        return card(type(self).__name__, rows)
+
+
+def result_of(future: BaseFuture, timeout: Timeout = None) -> Waiting[Any]:
     """The result, once it is there. What the task raised is raised here as it was.
 
     Raises:
@@ -189,7 +199,7 @@ class Future(BaseFuture):
 
     __slots__ = ()
 
-    result = blocking(_result)
+    result = blocking(result_of)
     exception = blocking(_exception)
     traceback = blocking(_traceback)
 
@@ -199,7 +209,7 @@ class AsyncFuture(BaseFuture):
 
     __slots__ = ()
 
-    result = awaitable(_result)
+    result = awaitable(result_of)
     exception = awaitable(_exception)
     traceback = awaitable(_traceback)
 

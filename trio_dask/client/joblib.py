@@ -207,8 +207,11 @@ def make_backend(**params: Any) -> TrioDaskBackend:
 
 def _find_client(address: str | None) -> Client:
     assert hooks.find_client is not None, "trio_dask sets it"
-    found: Client = hooks.find_client(address, None)
-    return found
+    found = hooks.find_client(address, None)
+    if found.asynchronous:
+        raise RuntimeError("joblib blocks, and the client here is an AsyncClient: open a `Client` in this thread")
+    client: Client = found
+    return client
 
 
 class _LargeArguments:

@@ -57,6 +57,7 @@ class Link:
         channels: WorkerChannels,
         dial: Dial,
         grace_s: float,
+        patience_s: float,
     ) -> None:
         self._shared = shared
         self._calls = calls
@@ -64,6 +65,7 @@ class Link:
         self._channels = channels
         self._dial = dial
         self._grace_s = grace_s
+        self._patience_s = patience_s
         self._scope = trio.CancelScope()
         """Around what `stop` cancels."""
         self._is_stopping = False
@@ -192,15 +194,22 @@ class Link:
         """The next connection, with the same scheduler or another one; None if the client is to stop before."""
         if loss.is_final:
             self._lose(loss.text)
+        else:
+            _logger.warning("%s; calls wait, and the client dials for up to %g s", loss.text, self._patience_s)
+        lost_at = trio.current_time()
         while True:
             if isinstance(self._shared.phase, Lost):
                 await self._unless_stopped(self._shared.phase.asked.wait)
                 self._shared.phase = Connecting()
             lost = self._shared.core.scheduler
             try:
-                return await self._unless_stopped(self._dial, lost, self._shared.core.received)
+                connection = await self._unless_stopped(self._dial, lost, self._shared.core.received)
             except (NoScheduler, RefusedError, UnavailableError, UsageError) as error:
                 self._lose(f"{loss.text}; reconnecting failed: {error}" if lost else str(error))
+            else:
+                if connection is not None and lost:
+                    _logger.warning("the client is connected again, after %.1f s", trio.current_time() - lost_at)
+                return connection
 
     def _lose(self, text: str) -> None:
         """No scheduler knows this client any more."""

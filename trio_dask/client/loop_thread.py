@@ -114,3 +114,4 @@ class CallbackThread:
     def _run(self) -> None:
         while (callback := self._queue.get()) is not None:
             call_logging_errors(callback)
+            del callback  # it has the future, whose task lasts as long as it does

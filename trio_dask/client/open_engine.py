@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -27,7 +28,6 @@ from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.wire_constants import LONGEST_GRACE_S
 from trio_dask.retry_policy import CLIENTS, RetryPolicy
-from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
 
 if TYPE_CHECKING:
     from trio_dask.security.tls_contexts import Tls
@@ -39,15 +39,16 @@ SHORTEST_TRY_S: Final = 2.0
 def address_of(target: Any) -> str | None:
     """The address that the first argument of a client names: a text, or a cluster with a `scheduler_address`.
 
-    Raises `UsageError` for anything else.
+    Raises `TypeError` for anything else.
     """
     if target is None or isinstance(target, str):
         return target
     address = getattr(target, "scheduler_address", None)
     if not isinstance(address, str):
-        raise UsageError(
-            f"a client connects to an address or a cluster, not to an object of type {type(target).__name__}"
+        what = (
+            f"the class {target.__name__}" if isinstance(target, type) else f"an object of type {type(target).__name__}"
         )
+        raise TypeError(f"a client connects to an address or a cluster, not to {what}")
     return address
 
 
@@ -118,13 +119,19 @@ def home_of(settings: ClientSettings) -> trio.lowlevel.TrioToken | None:
     return None if settings.scheduler is None else inproc.home_of(parse_scheduler_address(settings.scheduler))
 
 
-def engine_for(settings: ClientSettings, tls: Tls | None = None, *, worker: str = "") -> Engine:
+def engine_for(
+    settings: ClientSettings,
+    tls: Tls | None = None,
+    *,
+    worker: str = "",
+    find_address: Callable[[], str] | None = None,
+) -> Engine:
     """An engine that will connect as the settings say, or with this TLS. It is not started.
 
-    `worker` is the incarnation of the worker whose tasks use it: if that is lost, the client's session ends with it.
+    `find_address` gives the scheduler's address once it is known, where the settings name no scheduler. `worker`
+    is the incarnation of the worker whose tasks use it: if that is lost, the client's session ends with it.
     """
     incarnation = new_incarnation()
-    credentials = NO_CREDENTIALS  # until it is connected
     limits = LinkLimits(keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s)
     name = settings.name or f"client-{incarnation[:8]}"
     hello = Hello(role="client", incarnation=incarnation, name=name)
@@ -139,18 +146,18 @@ def engine_for(settings: ClientSettings, tls: Tls | None = None, *, worker: str 
             "received": received,
             "worker": worker,
         }
-        nonlocal credentials
         hello_now = hello._replace(details=details)
-        connection, credentials = await _dial(engine, settings, hello_now, limits, tls, again=bool(lost))
-        return connection
+        found = settings if find_address is None else settings._replace(scheduler=find_address())
+        return await _dial(engine, found, hello_now, limits, tls, again=bool(lost))
 
     async def open_channel(address: str) -> DataChannel:
         data_hello = Hello(role="data", incarnation=incarnation, name=name)
-        endpoint = Endpoint(parse_address(address), limits, credentials)
+        endpoint = Endpoint(parse_address(address), limits, engine.credentials)
         timeout_s = settings.connect_timeout_s
         return await connect_data(endpoint, data_hello, nursery=engine.link.transports, timeout_s=timeout_s)
 
-    engine = Engine(incarnation, dial, open_channel, grace_s=settings.grace_s)
+    patience_s = settings.connect_timeout_s
+    engine = Engine(incarnation, dial, open_channel, grace_s=settings.grace_s, patience_s=patience_s)
     return engine
 
 
@@ -162,7 +169,7 @@ async def _dial(
     tls: Tls | None,
     *,
     again: bool,
-) -> tuple[Connection, Credentials]:
+) -> Connection:
     """Connect, trying again until the time is up: the scheduler may be starting, or the network come back.
 
     After a lost connection each client waits a random moment first, as the scheduler may have lost all clients at once.
@@ -195,5 +202,5 @@ async def _dial(
             await trio.sleep(min(retries.next_pause_s(), retries.deadline - now))  # and once more when the time is up
             try_s *= 2
         else:
-            engine.address = str(endpoint.address)
-            return connection, endpoint.credentials
+            engine.address, engine.credentials = str(endpoint.address), endpoint.credentials
+            return connection

@@ -101,8 +101,15 @@ async def story(engine: Engine, *keys_or_futures: Any) -> list[tuple[float, Key,
 
 @in_loop
 async def wait_for_workers(engine: Engine, n_workers: int = 1, timeout: Timeout = None) -> None:
-    """Wait until there are this many workers. Raises `TimeoutError` if that is not in time."""
-    number = whole_number("n_workers", n_workers, 0, 2**31)
+    """Wait until there are this many workers.
+
+    Raises:
+      UsageError: `n_workers` is no whole number from 1 on.
+      TimeoutError: they are not there in time.
+    """
+    if type(n_workers) is not int:
+        raise UsageError(f"n_workers must be a whole number from 1 on, such as 2, not {n_workers!r:.60}")
+    number = whole_number("n_workers", n_workers, 1, 2**31)
     with limit(timeout):
         await engine.ask("wait_for_workers", (str(number),))
         return
@@ -153,12 +160,12 @@ async def restart(engine: Engine, timeout: Timeout = None, wait_for_workers: boo
 async def restart_workers(
     engine: Engine, workers: Workers, timeout: Timeout = None, raise_for_error: bool = True
 ) -> dict[WorkerName, str]:
-    """Have some workers begin afresh, as new processes where they have a nanny; what only they held is recomputed.
+    """Have the nannies of some workers give them new processes; what only they held is computed again.
 
     Returns "OK" or "timed out" for each, by the name given here.
 
     Raises:
-      UsageError: there is no such worker.
+      UsageError: there is no such worker, or it has no nanny.
       TimeoutError: one is not back after `timeout` (at most 30 s), unless `raise_for_error` is False.
     """
     asked = each_worker(workers)
@@ -166,6 +173,11 @@ async def restart_workers(
     if not names:
         raise UsageError("restart_workers() needs the names of workers; use restart() to restart all of them")
     meant = await _workers_meant(engine, names)
+    if bare := sorted({where for found in meant.values() for where, worker in found.items() if not worker["nanny"]}):
+        raise UsageError(
+            f"restarting workers requires a nanny, which {', '.join(bare)} has not: "
+            "restart() has all workers begin afresh, these in the processes that they have"
+        )
     missing: Sequence[str] = [str(worker["name"]) for found in meant.values() for worker in found.values()]
     with limit(timeout):
         reply = await engine.request(RestartWorkers, tuple(meant))
@@ -256,8 +268,9 @@ def run(
 ) -> Waiting[dict[str, Any] | None]:
     """Call a function in the process of each worker, outside of its task slots; what it returned, by address.
 
-    What it raises is raised here; with `on_error="return"` it stands in the result's place, with `"ignore"` such
-    workers are left out. Without `wait` nothing is returned, and errors are logged.
+    `workers` are names or addresses; an empty list means none. What the function raises is raised here; with
+    `on_error="return"` it stands in the result's place, with `"ignore"` such workers are left out. Without `wait`
+    nothing is returned, and errors are logged.
     """
     if nanny:
         raise UsageError("functions run in workers, not in their nannies; leave out nanny=True")
@@ -266,6 +279,8 @@ def run(
     if on_error not in ("raise", "return", "ignore"):
         raise UsageError(f"on_error must be 'raise', 'return' or 'ignore', not {on_error!r}")
     engine = client.engine
+    if workers is not None and not worker_names(workers):
+        return Done({})
     operation = partial(_run, engine, function, args, kwargs, workers, on_error)
     if wait:
         return ForCall(engine, operation)
@@ -309,6 +324,13 @@ async def _run(
     if on_error == "return":
         outcomes |= errors
     return {address: outcomes[address] for address in addresses if address in outcomes}
+
+
+async def call_workers(
+    engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], workers: Workers
+) -> dict[str, Any]:
+    """What a function of ours returns in the process of each worker, by address; without those that do not answer."""
+    return await _run(engine, function, args, {}, workers, "ignore")
 
 
 async def _addresses(engine: Engine, workers: Workers) -> list[str]:

@@ -61,7 +61,7 @@ def _check(call: str, func: Any, bound: int, given: dict[str, Any]) -> None:
             f"key= must be a name for the task, not a function; if it is meant for {name}(), bind it: "
             f"{call}(functools.partial({name}, key=...), ...)"
         )
-    for parameter in _parameters(func, bound):
+    for parameter in parameters_of(func, bound):
         if parameter in given:
             name, value = _name(func), _shown(given[parameter])
             raise UsageError(
@@ -71,7 +71,7 @@ def _check(call: str, func: Any, bound: int, given: dict[str, Any]) -> None:
             )
 
 
-def _parameters(func: Any, bound: int) -> Iterable[str]:
+def parameters_of(func: Any, bound: int) -> Iterable[str]:
     """The parameters of a function that can be given by keyword and are not given by position."""
     if type(func) is FunctionType and not func.__dict__:  # an attribute may change its signature
         code = func.__code__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trio_dask.client.core.key_state import Ended, KeyState, NotSent
 from trio_dask.errors import (
+    ActorLost,
     ClusterError,
     DataLost,
     FutureCancelledError,
@@ -65,6 +66,8 @@ def _of_task(failure: KeyFailed) -> BaseException:
             return TaskTimeout(failure.text)
         case "lost":
             return DataLost(failure.text)
+        case "actor":
+            return ActorLost(failure.text)
         case "refused":  # an input is not there: its future was cancelled or released, or never was one
             return FutureCancelledError(failure.text)
         case other:

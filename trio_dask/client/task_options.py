@@ -27,6 +27,7 @@ class Options(TypedDict, total=False):
     retries: how often one that raises runs again.
     priority: any number, larger first; tasks of the same priority run in the order of submission.
     time_limit: seconds, or a text such as "5 min"; one that runs longer fails with `TaskTimeout`.
+    actor: keep what each returns on its worker, and have a proxy of it for the result.
     fifo_timeout: accepted for compatibility; submissions of one client always run in their order.
     """
 
@@ -37,6 +38,7 @@ class Options(TypedDict, total=False):
     priority: SupportsFloat
     time_limit: float | str | datetime.timedelta | None
     fifo_timeout: float | str
+    actor: bool
 
 
 def each_worker(workers: Workers) -> tuple[WorkerName, ...]:
@@ -77,9 +79,11 @@ def extra_from(options: Options) -> Mapping[str, Any]:
     priority, time_limit = options.get("priority"), options.get("time_limit")
     if workers is not None and (names := worker_names(workers)):
         extra["workers"] = names
-    if options.get("allow_other_workers"):
+    if others := options.get("allow_other_workers"):
         if "workers" not in extra:
             raise UsageError("allow_other_workers=True needs workers= as well")
+        if not isinstance(others, bool):
+            raise TypeError(f"allow_other_workers is True or False, not {others!r:.60}")
         extra["allow_other_workers"] = True
     if resources is not None:
         if not isinstance(resources, Mapping):
@@ -96,6 +100,8 @@ def extra_from(options: Options) -> Mapping[str, Any]:
         extra["priority"] = number
     if time_limit is not None:
         extra["time_limit"] = _amount("time_limit", as_seconds(time_limit))
+    if options.get("actor"):
+        extra["actor"] = True
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"there is no option {min(unknown)!r}")
     return extra or NO_EXTRA

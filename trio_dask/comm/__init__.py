@@ -19,12 +19,13 @@ from trio_dask.comm.connect import connect_limit_s, open_connection
 from trio_dask.comm.connection import Connection
 from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.endpoint import Endpoint
-from trio_dask.comm.joining import scheduler_endpoint
+from trio_dask.comm.joining import SOON_S, scheduler_endpoint, scheduler_in_words
 from trio_dask.comm.listen import serve
 from trio_dask.comm.transport import ConnectionLost, PeerSilent
 from trio_dask.protocol.link import LinkLimits
 
 __all__ = [
+    "SOON_S",
     "Address",
     "Connection",
     "ConnectionLost",
@@ -39,5 +40,6 @@ __all__ = [
     "parse_address",
     "parse_scheduler_address",
     "scheduler_endpoint",
+    "scheduler_in_words",
     "serve",
 ]

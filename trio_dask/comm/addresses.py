@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 
 from trio_dask.comm.transport import TRANSPORTS
-from trio_dask.config import DEFAULT_PORT, DEFAULT_SCHEME, DEFAULT_TLS_SCHEME
+from trio_dask.config import DEFAULT_PORT, DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, SCHEMES
 from trio_dask.errors import AddressError, UnavailableError
 
 _NAME = re.compile(r"[\w.-]{1,253}")
@@ -86,6 +86,11 @@ def parse_scheduler_address(text: str, *, default_scheme: str = DEFAULT_SCHEME) 
 def scheme_of_peers(scheme: str) -> str:
     """What workers and nannies listen on where the scheduler is reached by this scheme."""
     return DEFAULT_TLS_SCHEME if TRANSPORTS[scheme].is_encrypted else DEFAULT_SCHEME
+
+
+def twin(address: Address) -> Address:
+    """The same place with TLS instead of without, or the other way round: the schemes come in pairs."""
+    return address._replace(scheme=SCHEMES[SCHEMES.index(address.scheme) ^ 1])
 
 
 def check_host(text: str) -> None:

@@ -90,7 +90,7 @@ async def _call(
             connected = True
             if reason := refusal_of_listener(endpoint, transport, hello):
                 transport.abort()
-                raise RefusedError(reason)
+                raise RefusedError(reason, "encryption")
             prover = endpoint.prover(endpoint.credentials.key, transport.channel_binding)
             answer, rest = await _greet(transport, CallerOpening(hello, prover))
     except RefusedError:  # an `OSError` as well
@@ -99,7 +99,7 @@ async def _call(
         raise _CannotReachError(_reason(error, timeout_s, connected=connected)) from error
     if isinstance(answer, Refusal):
         await transport.aclose()
-        raise RefusedError(answer.reason)
+        raise RefusedError(answer.reason, answer.kind)
     return transport, answer, rest
 
 

@@ -71,6 +71,10 @@ class DataChannel:
         """The other end, for people."""
         return self._transport.remote
 
+    def go_both_ways(self) -> None:
+        """From now on one task sends while another receives: memory is not offered, since its reader would answer."""
+        self._offers_memory = False
+
     async def send(self, message: OnDataPlane, buffers: Iterable[Bytes] = (), *, more: bool = False) -> None:
         """Send a message and the bytes that its `sizes` announce, without copying large buffers.
 

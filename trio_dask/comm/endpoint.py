@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
-from trio_dask.comm.addresses import Address
+from trio_dask.comm.addresses import Address, twin
 from trio_dask.errors import UsageError
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
 from trio_dask.security.cluster_key import ClusterKey
@@ -45,7 +45,8 @@ class Endpoint(NamedTuple):
 def check_protection(address: Address, tls: Tls | None, *, has_key: bool) -> None:
     """Refuse to connect or to listen where that would be less protected than it has to be. Raises `UsageError`."""
     if tls is not None and tls.is_required and not (address.is_encrypted or address.is_in_process):
-        raise UsageError(f"{address} has no TLS, which is required here (certificates, or require_encryption)")
+        why = "which is required here (certificates, or require_encryption)"
+        raise UsageError(f"{address} has no TLS, {why}; with TLS it is {twin(address)}")
     if address.is_encrypted and not has_key and (tls is None or tls.config is None):
         remedy = "give --tls-ca-file, --tls-cert and --tls-key, or leave --no-auth out"
         raise UsageError(f"{address} without certificates relies on the cluster's key; {remedy}")

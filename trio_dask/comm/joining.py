@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from trio_dask.comm.addresses import Address, parse_scheduler_address
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME
+from trio_dask.errors import AddressError, UnavailableError, UsageError
 from trio_dask.protocol.link import DEFAULT_LIMITS, LinkLimits
 from trio_dask.scheduler_file import find_scheduler
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials, CredentialSettings, find_credentials
@@ -14,6 +15,9 @@ from trio_dask.security.credentials import NO_CREDENTIALS, Credentials, Credenti
 if TYPE_CHECKING:
     from trio_dask.security.security import TlsRole
     from trio_dask.security.tls_contexts import Tls
+
+SOON_S: Final = 0.5
+"""A program that has no connection to the scheduler by then says what it waits for."""
 
 _clusters: dict[str, Credentials] = {}
 """The clusters that this process belongs to, or has started: by their address, their credentials."""
@@ -56,12 +60,17 @@ def scheduler_endpoint(
 
     Raises:
       NoScheduler: there is no scheduler file, or the scheduler that wrote it has ended.
-      UnavailableError: the scheduler file or the file of the cluster key cannot be used.
-      UsageError: that is no address, or no scheduler file.
+      UnavailableError: the scheduler file, the address in it, or the file of the cluster key cannot be used.
+      UsageError: the address in the settings is none.
     """
     found = find_scheduler(settings.scheduler, settings.scheduler_file)
     has_certificates = settings.tls_cert is not None or (tls is not None and tls.config is not None)
-    address = scheduler_address(found.address, settings.protocol, has_certificates=has_certificates)
+    try:
+        address = scheduler_address(found.address, settings.protocol, has_certificates=has_certificates)
+    except AddressError as error:
+        if settings.scheduler_file is None:
+            raise
+        raise wrong_address_in(settings.scheduler_file, error) from error
     if given is None and address.is_in_process:
         given = NO_CREDENTIALS
     if given is None and settings.cluster_key is None and settings.scheduler_file is None:
@@ -71,6 +80,16 @@ def scheduler_endpoint(
         credentials = credentials._replace(tls=tls)
     server_name = settings.scheduler_sni or (credentials.tls.server_name if credentials.tls else "")
     return Endpoint(address, limits, credentials, server_name)
+
+
+def wrong_address_in(scheduler_file: str, error: UsageError) -> UnavailableError:
+    """What is raised for a scheduler file with an address that cannot be one, whenever that shows."""
+    return UnavailableError(f"{scheduler_file} is not a scheduler file: its address is none, {error}")
+
+
+def scheduler_in_words(settings: SchedulerChoice) -> str:
+    """What a program says that it waits for."""
+    return f"the scheduler at {settings.scheduler}" if settings.scheduler else f"the file {settings.scheduler_file}"
 
 
 def scheduler_address(text: str, protocol: str | None = None, *, has_certificates: bool = False) -> Address:

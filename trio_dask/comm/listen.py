@@ -26,7 +26,7 @@ from trio_dask.comm.shared_blobs import probe
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, Stranger, Transport, first_error
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import FROM_CALLER
-from trio_dask.protocol.hello import Hello, Refusal, Welcome
+from trio_dask.protocol.hello import Hello, Refusal, Welcome, in_words
 from trio_dask.protocol.opening import ListenerOpening
 from trio_dask.security.cluster_key import ClusterKey
 
@@ -159,7 +159,7 @@ class _Handshake(NamedTuple):
                         await transport.send_all(said)
                 if isinstance(answer, Welcome):
                     return opening.hello
-                role = "" if opening.hello is None else f"({opening.hello.role}) "
+                role = "" if opening.hello is None else f"({in_words(opening.hello.role)}) "
                 self._complain(logging.WARNING, stranger, f"{role}refused: {answer.reason}")
                 await transport.aclose()
                 return None
@@ -170,7 +170,7 @@ class _Handshake(NamedTuple):
 
     def _decide(self, transport: Transport, hello: Hello) -> Welcome | Refusal:
         if reason := refusal_of_caller(self.endpoint, transport, hello):
-            return Refusal(reason, "certificate")
+            return Refusal(reason, "encryption")
         answer = self.admit(hello, transport) if self.admit else Welcome(self.identity.incarnation)
         return answer._replace(memory=probe()) if isinstance(answer, Welcome) else answer
 

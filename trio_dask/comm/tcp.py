@@ -231,7 +231,7 @@ async def connect_tcp(endpoint: Endpoint, nursery: trio.Nursery | None = None) -
 def _reason(error: OSError) -> str:
     match error.errno:
         case errno.EADDRINUSE:
-            return "the port is in use"
+            return "the port is in use; give another one, or 0 for any free one"
         case errno.EADDRNOTAVAIL:
             return "no network interface of this machine has that address"
         case errno.EACCES:

@@ -24,7 +24,7 @@ import trio
 
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.tcp import TcpListener, TcpTransport, bind_tcp, connect_tcp
-from trio_dask.comm.transport import Bytes, ConnectionLost
+from trio_dask.comm.transport import Bytes, ConnectionLost, NoTlsError
 from trio_dask.config import DEFAULT_TLS_SCHEME
 from trio_dask.errors import ProtocolError, RefusedError, TrioDaskError
 from trio_dask.protocol.hello import Refusal, encode_envelope, is_hello
@@ -137,13 +137,11 @@ class TlsTransport:
         except ConnectionLost as error:
             if self._is_listener:
                 raise
-            raise ProtocolError(f"no TLS peer, or none that answers us: {error}") from error
+            raise NoTlsError(f"no TLS peer; perhaps its address has no TLS ({error})") from error
         if not data:
             if self._is_listener:
                 raise ConnectionLost("it was closed in the middle of the TLS handshake")
-            raise ProtocolError(
-                "no TLS peer: it closed the connection in the handshake; perhaps its address has no TLS"
-            )
+            raise NoTlsError("no TLS peer: it closed the connection in the handshake; perhaps its address has no TLS")
         if not self._has_begun and data[0] not in (_HANDSHAKE, _ALERT):
             await self._answer_plainly(data)
         self._has_begun = True
@@ -157,7 +155,7 @@ class TlsTransport:
             await self._tcp.send_all(encode_envelope(answer))
             await self._tcp.aclose()
             raise ProtocolError("it does not speak TLS; give it an address with TLS")
-        raise ProtocolError(f"no TLS peer: it began with {data[:16]!r}")
+        raise self._no_tls(f"no TLS peer: it began with {data[:16]!r}")
 
     async def _leave_with_alert(self) -> None:
         """Let the peer know why the handshake failed; a reset might overtake that."""
@@ -174,22 +172,29 @@ class TlsTransport:
         if isinstance(error, ssl.SSLCertVerificationError):
             if self._is_listener:
                 return ProtocolError(f"its certificate is not accepted: {error.verify_message}")
-            return RefusedError(f"the certificate of {self.remote} is not accepted here: {error.verify_message}")
+            return RefusedError(
+                f"the certificate of {self.remote} is not accepted here: {error.verify_message}", "encryption"
+            )
         if "_ALERT_" in reason:
             what = reason.partition("_ALERT_")[2].replace("_", " ").lower()
             if "CERTIFICATE" in reason or reason.endswith(("UNKNOWN_CA", "ACCESS_DENIED")):
                 return self._refusal(what)
             guess = "; it may ask for a certificate" if what == "handshake failure" else ""  # before TLS 1.3
-            return ProtocolError(f"a TLS peer that gives up: {what}{guess}")
+            return self._no_tls(f"a TLS peer that gives up: {what}{guess}")
         if reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
             return ProtocolError("it has no certificate, which is needed here")
-        return ProtocolError(f"no TLS peer of ours: {reason.replace('_', ' ').lower()}")
+        return self._no_tls(f"no TLS peer of ours: {reason.replace('_', ' ').lower()}")
+
+    def _no_tls(self, reason: str) -> ProtocolError:
+        return ProtocolError(reason) if self._is_listener else NoTlsError(reason)
 
     def _refusal(self, what: str) -> TrioDaskError:
         if self._is_listener:
             return ProtocolError(f"it does not accept the certificate of this listener: {what}")
         remedy = "; give --tls-ca-file, --tls-cert and --tls-key, or Security(...)" if "required" in what else ""
-        return RefusedError(f"{self.remote} does not accept the certificate of this caller: {what}{remedy}")
+        return RefusedError(
+            f"{self.remote} does not accept the certificate of this caller: {what}{remedy}", "encryption"
+        )
 
     # --------------------------------------------------------------------------------------------------------- sending
 

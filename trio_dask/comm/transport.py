@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import trio
 
-from trio_dask.errors import TrioDaskError
+from trio_dask.errors import ProtocolError, TrioDaskError
 
 if TYPE_CHECKING:
     from trio_dask.comm.addresses import Address
@@ -25,6 +25,10 @@ Bytes = bytes | bytearray | memoryview
 
 class ConnectionLost(TrioDaskError, ConnectionError):
     """The other side is gone without a goodbye, or has been given up; the message says how that showed."""
+
+
+class NoTlsError(ProtocolError):
+    """A caller could not agree on TLS with what listens there."""
 
 
 class PeerSilent(ConnectionLost):

@@ -20,6 +20,7 @@ from trio_dask.client.call_forms import CallForms, Timeout, described_by, remade
 from trio_dask.client.wait_signals import limit, refuse_in_event_loop, require_trio
 from trio_dask.deploy.cluster_sizing import check_scale
 from trio_dask.errors import ClusterError, ForkedClientError, TrioDaskError, UsageError
+from trio_dask.html_cards import card
 from trio_dask.parsing import counted
 from trio_dask.processes.job_control import handle_ctrl_z
 from trio_dask.unsupported_names import unsupported_error
@@ -43,6 +44,8 @@ Form = TypeVar("Form", bound=Callable[..., Any])
 class ReadableCluster(CallForms):
     """What can be read of a cluster, in its loop or in another thread."""
 
+    _KIND: ClassVar = "cluster"
+
     def _readable(self) -> AsyncCluster:
         raise NotImplementedError
 
@@ -55,6 +58,28 @@ class ReadableCluster(CallForms):
     def scheduler_address(self) -> str:
         """Where clients connect."""
         return self._readable()._address()  # pyright: ignore[reportPrivateUsage] - its own base
+
+    @property
+    def status(self) -> str:
+        """running, failed (it has ended by itself), or closed."""
+        try:
+            cluster = self._readable()
+            cluster._address()  # pyright: ignore[reportPrivateUsage] - its own base
+        except ClusterError as error:
+            return "closed" if str(error) == CLOSED else "failed"
+        return "running"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        status = self.status
+        rows = {"status": status}
+        title = self._KIND
+        if status == "running":
+            cluster = self._readable()
+            title = f"{title} {cluster._label()}"  # pyright: ignore[reportPrivateUsage] - its own base
+            rows["scheduler"] = cluster._address()  # pyright: ignore[reportPrivateUsage] - its own base
+            rows |= cluster._amounts()  # pyright: ignore[reportPrivateUsage] - its own base
+        return card(title, rows)
 
     @property
     def workers(self) -> dict[str, Any]:
@@ -82,6 +107,10 @@ class AsyncCluster(ReadableCluster):
 
     def _members_by_name(self) -> dict[str, Any]:
         raise NotImplementedError
+
+    def _amounts(self) -> dict[str, str]:
+        """How much it has, for a card."""
+        return {"workers": str(len(self._members_by_name()))}
 
     def _asked_for(self) -> int:
         """How many workers there should be. Raises `ClusterError` if it does not run."""
@@ -306,7 +335,10 @@ def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
 class BlockingCluster(ReadableCluster, Generic[A]):
     """A cluster for blocking code: ready when it has been made. Use it in a `with` block, or `close` it."""
 
-    _KIND: ClassVar = "cluster"
+    asynchronous = False
+    """For programs that ask; the form for Trio is an async context manager."""
+    loop = None
+    """distributed's event loop; there is none for programs to use."""
     _UNSUPPORTED: ClassVar[Mapping[str, str]] = {}
     """The names that distributed's class has, and this one has not, with the reason."""
 
@@ -394,10 +426,20 @@ class BlockingCluster(ReadableCluster, Generic[A]):
             raise ClusterError(CLOSED) from None
 
     def get_client(self, **options: Any) -> Client:
-        """A client of this cluster; `options` are those of `Client`."""
-        from trio_dask.client.client import Client
+        """A client of this cluster: the default one if it is that, and there are no `options`; else a new one.
 
-        return Client(self, **options)
+        The `options` are those of `Client`.
+        """
+        from trio_dask.client.client import Client
+        from trio_dask.client.default_clients import current
+
+        found = None if options else current()
+        return found if isinstance(found, Client) and found.cluster is self else Client(self, **options)
+
+    def sync(self, func: Callable[..., Awaitable[R]], /, *args: Any, asynchronous: object = None, **kwargs: Any) -> R:
+        """Await `func(*args, **kwargs)` in the Trio loop of this cluster, and return what it returns."""
+        result: R = self._run_in_loop(trio.from_thread.run, lambda _: func(*args, **kwargs))
+        return result
 
     def close(self, timeout: float | None = None) -> None:
         """End every worker and the scheduler, and wait until they have ended. Idempotent.

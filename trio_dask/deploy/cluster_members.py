@@ -39,7 +39,6 @@ from trio_dask.settings_json import to_json
 if TYPE_CHECKING:
     from trio_dask.security.security import TlsRole
 
-DEATH_TIMEOUT_S = 60.0
 BACKLOG = 4096
 MAX_RESTARTS = 20
 BACKOFF_S = (0.5, 2.0)
@@ -241,7 +240,7 @@ class Members:
             name=member.name,
             nthreads=self._layout.threads_per_worker,
             memory_limit_bytes=self._layout.memory_limit_bytes,
-            death_timeout_s=DEATH_TIMEOUT_S,
+            death_timeout_s=self._layout.death_timeout_s,
         )
 
     # ------------------------------------------------------------------------------------------- in this program

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trio_dask import host_limits
 from trio_dask.batch_system import Amount
+from trio_dask.comm.addresses import addresses_of_interface
 from trio_dask.config import (
     DEFAULT_SCHEME,
     DEFAULT_TLS_SCHEME,
@@ -23,7 +24,14 @@ from trio_dask.config import (
 )
 from trio_dask.configuration import configured, is_shared, load
 from trio_dask.errors import UsageError
-from trio_dask.parsing import MAX_THREADS, check_memory_limit, counted, format_bytes, parse_memory_limit
+from trio_dask.parsing import (
+    MAX_THREADS,
+    check_memory_limit,
+    counted,
+    format_bytes,
+    parse_memory_limit,
+    parse_timedelta,
+)
 from trio_dask.processes.environment import raise_file_limit
 
 if TYPE_CHECKING:
@@ -31,6 +39,7 @@ if TYPE_CHECKING:
 
 MAX_WORKERS = 10_000
 FEW_CPUS = 4
+DEATH_TIMEOUT_S = 60.0
 LARGE_MACHINE_BYTES = 2**60
 FILES_PER_WORKER = 12
 """What a nanny has open while its worker starts: both ends of four pipes, shared memory, the process."""
@@ -58,6 +67,7 @@ class Layout:
     scheduler: Mapping[str, Any]
     worker: Mapping[str, Any]
     nanny: Mapping[str, Any]
+    death_timeout_s: float = DEATH_TIMEOUT_S
     protocol: Scheme = DEFAULT_SCHEME
     security: Security | None = field(default=None, repr=False)
 
@@ -76,6 +86,8 @@ def plan(
     scheduler_file: str | None = None,
     protocol: str | None = None,
     security: Security | bool | Mapping[str, Any] | None = None,
+    interface: str | None = None,
+    death_timeout: str | float = DEATH_TIMEOUT_S,
 ) -> Layout:
     """A scheduler and workers on this machine, for as long as the block lasts. All of them are ready when it begins.
 
@@ -92,6 +104,8 @@ def plan(
       scheduler_file: where the scheduler writes its address and the cluster's key, for other programs of yours.
       protocol: what they speak: "tcp", "tls", "ws" or "wss". By default TLS with `security`, and else TCP.
       security: certificates and TLS settings for all roles, or True for temporary ones.
+      interface: a network interface to listen on, such as "eth0", instead of a host.
+      death_timeout: a worker ends after this long without the scheduler, in seconds or as a text.
 
     Raises:
       UsageError: an argument makes no sense.
@@ -104,6 +118,8 @@ def plan(
     _check_count("n_workers", n_workers, 0, MAX_WORKERS)
     _check_count("threads_per_worker", threads_per_worker, 1, MAX_THREADS)
     _check_count("scheduler_port", scheduler_port, 0, 65535)
+    if interface is not None:
+        host = addresses_of_interface(interface)[0]
     if n_workers is None:
         n_workers = _default_workers(cpu_count, threads_per_worker) if processes else 1
     if threads_per_worker is None:
@@ -143,11 +159,22 @@ def plan(
         scheduler=scheduler,
         worker=worker,
         nanny=nanny,
+        death_timeout_s=_seconds("death_timeout", death_timeout),
         protocol=_protocol(protocol, certificates, processes=processes),
         security=certificates,
     )
     allow_files(layout, n_workers)
     return layout
+
+
+def _seconds(name: str, given: str | float) -> float:
+    try:
+        seconds = parse_timedelta(given) if isinstance(given, str) else float(given)
+    except (TypeError, ValueError) as exc:
+        raise UsageError(f'{name} is {given!r}; give seconds, or a text such as "30s"') from exc
+    if not seconds > 0:
+        raise UsageError(f"{name} is {given!r}; give a length of time above 0")
+    return seconds
 
 
 def _protocol(given: str | None, security: Security | None, *, processes: bool) -> Scheme:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any, NamedTuple, cast
 
 import trio
 
@@ -16,6 +17,7 @@ from trio_dask.deploy.cluster import (
     CLOSED,
     AsyncCluster,
     BlockingCluster,
+    ReadableCluster,
     awaited_in_loop,
     called_in_loop,
     for_trio,
@@ -24,13 +26,41 @@ from trio_dask.deploy.cluster import (
 from trio_dask.deploy.cluster_members import Member, Members
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, plan, workers_for
 from trio_dask.errors import ClusterError
+from trio_dask.html_cards import Totals
+from trio_dask.ids import given_name
 from trio_dask.parsing import counted, format_bytes
 from trio_dask.unsupported_names import LOCAL_CLUSTER
 
-IGNORED = frozenset(("asynchronous", "dashboard_address", "loop", "silence_logs", "start", "worker_dashboard_address"))
+IGNORED = frozenset(
+    ("asynchronous", "dashboard_address", "loop", "nanny", "silence_logs", "start", "worker_dashboard_address")
+)
 
 
-class AsyncLocalCluster(AsyncCluster):
+class SchedulerMember(NamedTuple):
+    """The scheduler of a local cluster. `pid` is None if it runs in this program."""
+
+    address: str
+    pid: int | None
+
+
+class _Described(ReadableCluster):
+    """What distributed's local cluster says of its members."""
+
+    _KIND = "local cluster"
+
+    @property
+    def scheduler(self) -> SchedulerMember:
+        """The scheduler: its address and its process."""
+        return cast("AsyncLocalCluster", self._readable()).scheduler_member()
+
+    @property
+    def scheduler_info(self) -> dict[str, Any]:
+        """The scheduler's address, and the workers that run, by address, as `Client.scheduler_info` has them."""
+        cluster = cast("AsyncLocalCluster", self._readable())
+        return {"type": "Scheduler", "address": cluster.scheduler_address, "workers": cluster.described()}
+
+
+class AsyncLocalCluster(_Described, AsyncCluster):
     """A running cluster on this machine, inside the block of `open_local_cluster`."""
 
     def __init__(self, layout: Layout) -> None:
@@ -43,6 +73,29 @@ class AsyncLocalCluster(AsyncCluster):
         memory = "no limit" if layout.memory_limit_bytes is None else format_bytes(layout.memory_limit_bytes)
         each = f"{counted(layout.threads_per_worker, 'thread')} and {memory} each"
         return f"<local cluster {self.scheduler_address}: {counted(len(self.workers), 'worker')} with {each}>"
+
+    def _amounts(self) -> dict[str, str]:
+        return Totals.of(self.described().values()).rows()
+
+    def scheduler_member(self) -> SchedulerMember:
+        """The scheduler. Raises `ClusterError` if it does not run."""
+        members = self._running()
+        return SchedulerMember(members.scheduler_address, members.scheduler_pid)
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """The workers that run, by address."""
+        layout = self._layout
+        return {
+            member.address: {
+                "type": "Worker",
+                "name": given_name(member.name),
+                "pid": member.pid,
+                "nthreads": layout.threads_per_worker,
+                "memory_limit": layout.memory_limit_bytes,
+            }
+            for member in self._members_by_name().values()
+            if member.address is not None
+        }
 
     def _label(self) -> str:
         return self._layout.name
@@ -132,7 +185,7 @@ class AsyncLocalCluster(AsyncCluster):
 open_local_cluster = for_trio(plan, AsyncLocalCluster, "open_local_cluster", "LocalCluster")
 
 
-class LocalCluster(BlockingCluster[AsyncLocalCluster]):
+class LocalCluster(_Described, BlockingCluster[AsyncLocalCluster]):
     """A scheduler and workers on this machine, for blocking code; ready when it has been made.
 
     Use it in a `with` block, or `close` it. It ignores arguments of distributed's `LocalCluster` that mean nothing here
@@ -143,7 +196,6 @@ class LocalCluster(BlockingCluster[AsyncLocalCluster]):
       ClusterError: the cluster could not be started.
     """
 
-    _KIND = "local cluster"
     _UNSUPPORTED = LOCAL_CLUSTER
 
     @takes_arguments_of(plan, name="LocalCluster", for_trio="open_local_cluster", ignored=IGNORED)

@@ -15,6 +15,7 @@ from functools import partial
 
 import trio
 
+from trio_dask.comm.joining import SOON_S, scheduler_in_words
 from trio_dask.config import NannySettings
 from trio_dask.deploy import child_services
 from trio_dask.deploy.preload import Preloaded, set_up
@@ -30,6 +31,8 @@ from trio_dask.processes.stderr_records import read_record
 from trio_dask.security.credentials import Credentials
 
 MAX_LINE_BYTES = 64 * 1024
+
+log = logging.getLogger("trio_dask.launcher")
 
 
 async def run_nannies(
@@ -83,10 +86,18 @@ async def run_nannies(
             async with trio.open_nursery() as nursery:
                 for nanny in nannies:
                     nursery.start_soon(run_one, nanny)
+                nursery.start_soon(_say_what_is_awaited, nannies[0])
         finally:
             await remove_scratch(shared.local_directory)  # noqa: ASYNC102 - it shields itself, with a limit
         if failures:
             raise failures[0]
+
+
+async def _say_what_is_awaited(nanny: Nanny) -> None:
+    """If there is no scheduler, say so long before a worker is ready to say it."""
+    await trio.sleep(SOON_S)
+    if nanny.why_waiting:
+        log.info("Waiting for %s: %s", scheduler_in_words(nanny.settings.worker), nanny.why_waiting)
 
 
 def _nanny(

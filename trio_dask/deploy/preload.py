@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import logging
 import sys
 import traceback
@@ -116,21 +115,15 @@ def _hook(one: Preloaded, name: str) -> Any:
 
 
 async def _call(function: Any, subject: Any, argv: Sequence[str]) -> None:
-    import trio
-
     if function is None:
         return
+    from trio_dask.plugins.hooks_of_users import call  # options alone do not need trio
+
     options: dict[str, Any] = {}
     if hasattr(function, "make_context"):  # a click command
         options = function.make_context("dask_setup", list(argv)).params
         function = function.callback
-    if inspect.iscoroutinefunction(function):
-        await function(subject, **options)
-    else:
-        # In a tuple: Trio refuses what returns something to await.
-        (result,) = await trio.to_thread.run_sync(lambda: (function(subject, **options),), abandon_on_cancel=True)
-        if inspect.isawaitable(result):
-            await result
+    await call(function, subject, **options)
 
 
 def _load(name: str, option: str) -> ModuleType:

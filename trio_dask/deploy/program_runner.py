@@ -24,6 +24,7 @@ from trio_dask.errors import KeptCrashing, NoScheduler, RefusedError, TrioDaskEr
 from trio_dask.exit_status import ExitStatus
 from trio_dask.owned_files import remove_kept_files
 from trio_dask.processes.exit_watchdog import ExitWatchdog, end_descendants, flush_stdout
+from trio_dask.processes.recent_lines import RecentLines
 
 SAME_REQUEST_S = 0.1
 """`timeout`, `srun` and the like signal a process and its group: two equal signals within this time are one request."""
@@ -244,6 +245,7 @@ def _log_to_stderr(form: LogFormat, origin: str, *, debug: bool, quiet: bool) ->
         lines.addFilter(lambda record: record.name != "trio_dask.scheduler.deaths")
     logger = logging.getLogger("trio_dask")
     logger.addHandler(lines)
+    logger.addHandler(RecentLines())
     logger.propagate = False  # else a task that configures the root logger would have every line printed twice
     logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
     return lines

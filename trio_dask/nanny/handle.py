@@ -48,6 +48,11 @@ class NannyHandle:
         """The worker's process, 0 while there is none."""
         return self._nanny.pid
 
+    @property
+    def env(self) -> dict[str, str]:
+        """More variables for the environment of the processes that it starts from now on."""
+        return self._nanny.env
+
     def identity(self) -> dict[str, Any]:
         """What this nanny is: address, process, version, and its worker's name and address."""
         return self._in_loop(self._nanny.identity)

@@ -24,8 +24,8 @@ from trio_dask.comm.connect import connect
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
 from trio_dask.ids import new_incarnation
-from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import ToNanny, WorkerAlive, WorkerExited
+from trio_dask.protocol.hello import Hello, Welcome
+from trio_dask.protocol.messages import PluginDone, ToNanny, WorkerAlive, WorkerExited
 from trio_dask.retry_policy import WORKERS, RetryPolicy
 from trio_dask.security.cluster_key import ClusterKey
 from trio_dask.security.credentials import Credentials, find_tls
@@ -62,8 +62,11 @@ class SchedulerConnection:
         self._connection: Connection | None = None
         self._unsent: deque[WorkerExited] = deque(maxlen=MAX_UNSENT)
         self._changed = trio.Event()
+        self.first_contact = trio.Event()
+        """Set once all plugins with which the nanny begins have come, or there are none, or there is no scheduler."""
         self._retries = RetryPolicy(WORKERS, random.uniform, trio.current_time(), give_up_s=settings.death_timeout_s)
-        self._why_away = "none was found"
+        self._why_away = "no answer so far"
+        self._is_hopeless = False
 
     @property
     def away_since(self) -> float:
@@ -82,9 +85,19 @@ class SchedulerConnection:
         else:
             self._connection.send_nowait(message, flush=True)
 
+    def tell(self, message: PluginDone) -> None:
+        """Answer for a plugin. Without a connection the next hello says what is set up."""
+        if self._connection is not None:
+            self._connection.send_nowait(message, flush=True)
+
     def worker_changed(self) -> None:
         """The nanny has another worker: say at once that it is alive."""
         self._changed.set()
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the last try failed in such a way that the worker ends, which then says why."""
+        return self._is_hopeless
 
     async def run(self) -> None:
         """Keep the connection until cancelled, then say goodbye."""
@@ -96,15 +109,22 @@ class SchedulerConnection:
             try:
                 connection = await self._connect(nursery)
             except (NoScheduler, UnavailableError, UsageError) as error:
-                self._why_away = str(error)
+                self._failed(error)
             except RefusedError as error:
                 self._retries.lost_contact(trio.current_time())
-                self._why_away = str(error)
+                self._failed(error)
                 log.debug("The scheduler refused this nanny: %s", error)
             else:
+                welcome = connection.hello
+                if not (isinstance(welcome, Welcome) and welcome.details.get("plugins")):
+                    self.first_contact.set()
                 await self._session(connection)
                 self._retries.session_lost(trio.current_time())
+            self.first_contact.set()
             await trio.sleep(self._retries.next_pause_s())
+
+    def _failed(self, error: Exception) -> None:
+        self._why_away, self._is_hopeless = str(error), self._retries.is_final(error, trio.current_time())
 
     async def _connect(self, nursery: trio.Nursery) -> Connection:
         settings = self._settings

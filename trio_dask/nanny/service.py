@@ -3,12 +3,14 @@
     nanny      its own listener, the connection with the scheduler
     └ CHILD    start under a limit ─► watch its memory ─► its end ─► death report ─► pause ─► the next
 
-It shares a Trio loop with other nannies, and runs no code of users: whatever the workers do, it can answer for them.
+It shares a Trio loop with other nannies, and runs code of users only as plugins, plain methods in a thread: whatever
+the workers do, it can answer for them.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import signal
@@ -40,13 +42,22 @@ from trio_dask.nanny.restart_policy import (
 from trio_dask.nanny.rpc_handlers import run_control
 from trio_dask.nanny.scheduler_connection import SchedulerConnection
 from trio_dask.nanny.worker_process import Ended, Kill, Leaving, Stop, WorkerProcess
+from trio_dask.plugins.host import PluginHost
 from trio_dask.processes.child_context import ChildLog, Entry
 from trio_dask.processes.child_process import ChildSpec
 from trio_dask.processes.environment import child_environment
 from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.procfs import is_runnable, memory_used
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Leave, SchedulerStops, ToNanny, WorkerExited
+from trio_dask.protocol.messages import (
+    Leave,
+    PluginsSent,
+    SchedulerStops,
+    SetUpPlugin,
+    TearDownPlugin,
+    ToNanny,
+    WorkerExited,
+)
 from trio_dask.security.credentials import Credentials
 from trio_dask.settings_json import to_json
 from trio_dask.worker.running_table import RunningTable
@@ -59,6 +70,13 @@ ERRORS: Mapping[int, type[TrioDaskError]] = {
     ExitStatus.REFUSED: RefusedError,
     ExitStatus.KEPT_CRASHING: KeptCrashing,
 }
+
+
+FIRST_CONTACT_S = 3.0
+"""How long a nanny waits for a scheduler that may have plugins for it, before it starts its worker."""
+
+LONGEST_RESTART_S = 60.0
+"""How long a plugin that wants a new process waits until that is registered."""
 
 
 class Pause(NamedTuple):
@@ -106,6 +124,13 @@ class Nanny:
         self._connection = SchedulerConnection(
             settings.worker, credentials, details=self._details, alive=self._alive, handle=self._handle
         )
+        self.env: dict[str, str] = {}
+        """What plugins add to the environment of its processes."""
+        self._plugins: PluginHost
+        self._preparing = trio.CancelScope()
+        """In which the plugins are awaited with which it begins."""
+        self._moved = trio.Event()
+        """Set, and replaced, when a process is registered or ends."""
         self._current: WorkerProcess | Pause = Pause(trio.Event())
         self._predecessors: list[WorkerProcess] = []
         """Those that hand their results over to a successor."""
@@ -127,6 +152,12 @@ class Nanny:
         return self._current.address if isinstance(self._current, WorkerProcess) else None
 
     @property
+    def why_waiting(self) -> str:
+        """Why this nanny waits for the scheduler; empty while it has a connection, or where waiting is useless."""
+        connection = self._connection
+        return "" if connection.away_since == math.inf or connection.is_hopeless else connection.why_away
+
+    @property
     def pid(self) -> int:
         """The worker's process, 0 while there is none."""
         return self._current.pid if isinstance(self._current, WorkerProcess) else 0
@@ -138,6 +169,7 @@ class Nanny:
         if self._stop is not None and how <= self._stop:
             return
         self._stop = how
+        self._preparing.cancel()
         self._end_pause()
         for process in self._processes():
             process.stop(how, reason)
@@ -166,9 +198,39 @@ class Nanny:
         if self.settings.worker.on_scheduler_stop != "wait":
             self.stop(Stop.TOLD, "the scheduler stopped")
 
+    def _set_up_plugin(self, message: SetUpPlugin) -> None:
+        self._plugins.ask(message)
+
+    def _tear_down_plugin(self, message: TearDownPlugin) -> None:
+        self._plugins.ask(message)
+
+    def _plugins_sent(self, message: PluginsSent) -> None:
+        self._connection.first_contact.set()
+
+    async def _plugin_changed(self, plugin: Any, is_set_up: bool) -> None:
+        """Give a worker that runs already a new process, if the plugin wants that, and wait until it is registered."""
+        before = self._current
+        if not (is_set_up and getattr(plugin, "restart", False)) or not isinstance(before, WorkerProcess):
+            await trio.lowlevel.checkpoint()
+            return
+        self.restart("a plugin was registered")
+        with trio.move_on_after(LONGEST_RESTART_S):
+            while self._current is before or self.address is None:
+                await self._moved.wait()
+
+    async def _set_up_plugins(self) -> None:
+        """Set up the plugins with which it begins, if a scheduler answers soon."""
+        with self._preparing:
+            with trio.move_on_after(FIRST_CONTACT_S):
+                await self._connection.first_contact.wait()
+            await self._plugins.wait_at_rest()
+
     HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, Any], None]]] = {
         Leave: _leave,
         SchedulerStops: _scheduler_stops,
+        SetUpPlugin: _set_up_plugin,
+        TearDownPlugin: _tear_down_plugin,
+        PluginsSent: _plugins_sent,
     }
 
     # ------------------------------------------------------------------------------------------ what it reports
@@ -179,6 +241,7 @@ class Nanny:
             "address": "" if self.control_address is None else str(self.control_address),
             "name": self.name,
             "pid": os.getpid(),
+            "plugins": self._plugins.ids,
         }
 
     def _processes(self) -> list[WorkerProcess]:
@@ -246,8 +309,12 @@ class Nanny:
                     serving = partial(run_control, credentials=lambda: self._connection.credentials)
                     self.control_address = await nursery.start(serving, self.settings, identity, self._commands())
                     log.info("Start nanny at: %s", self.control_address)
+                handle = NannyHandle(self)
+                self._plugins = PluginHost(handle, self._connection.tell, log, changed=self._plugin_changed)
                 nursery.start_soon(self._connection.run)
-                async with nullcontext() if self._around is None else self._around(NannyHandle(self)):
+                async with nullcontext() if self._around is None else self._around(handle):
+                    nursery.start_soon(self._plugins.run)
+                    await self._set_up_plugins()
                     outcome = await self._run_workers(task_status)
             except (OSError, TrioDaskError) as error:
                 failure = error  # raised outside of the nursery, which would wrap it
@@ -274,7 +341,7 @@ class Nanny:
             settings=to_json(settings._replace(worker=worker)),
             credentials=self._given,
             inherit=(board.fd,),
-            environment=child_environment(settings.environment, defaults=settings.default_environment),
+            environment=child_environment({**settings.environment, **self.env}, defaults=settings.default_environment),
             guarded=True,
             log=self._log,
             start_timeout_s=settings.start_timeout_s,
@@ -320,6 +387,8 @@ class Nanny:
             self._lasting_name = self._lasting_name or process.address
             if process.address is not None and waiting:
                 waiting.pop().started(process.address)
+            self._moved.set()
+            self._moved = trio.Event()
             self.changed()
 
         token = new_incarnation()

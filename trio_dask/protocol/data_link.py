@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.codec import DATA_PLANE, decode, encode
 from trio_dask.protocol.frames import Kind, encode_frame, first_frame
-from trio_dask.protocol.messages import Call, CallResult, MemoryOffered, Message, Put, Value
+from trio_dask.protocol.messages import ActorAnswer, ActorCall, Call, CallResult, MemoryOffered, Message, Put, Value
 from trio_dask.protocol.wire_constants import MAX_BUFFERS, MAX_DATA_MESSAGE
 
 SMALL_BYTES: Final = 64 * 2**10
@@ -131,4 +131,4 @@ def pieces(frame: bytes, views: Sequence[memoryview]) -> Iterator[bytes | memory
 
 
 def _sizes(message: Message) -> tuple[int, ...]:
-    return message.sizes if isinstance(message, Value | Put | Call | CallResult) else ()
+    return message.sizes if isinstance(message, Value | Put | Call | CallResult | ActorCall | ActorAnswer) else ()

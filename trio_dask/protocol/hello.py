@@ -36,10 +36,17 @@ _NONE = Incarnation("")
 
 Role = Literal["client", "worker", "data", "nanny", "control", "scheduler"]
 
+_WORDS: Mapping[str, str] = {"control": "rpc", "data": "channel"}
+
 _RUNS_USER_CODE: frozenset[Role] = frozenset(("client", "worker", "data"))
 
 
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def in_words(role: str) -> str:
+    """What people call a caller that has this role."""
+    return _WORDS.get(role, role)
 
 
 class Hello(NamedTuple):
@@ -59,7 +66,7 @@ class Hello(NamedTuple):
     """Where a peer finds a piece of this process's memory, to see whether it can map it; empty if none is shared."""
 
     def __str__(self) -> str:
-        return f"{self.role} {self.name!r}" if self.name else self.role
+        return f"{in_words(self.role)} {self.name!r}" if self.name else in_words(self.role)
 
     def __repr__(self) -> str:
         return f"<Hello of {self}, {self.incarnation}>"

@@ -73,7 +73,9 @@ class Goodbye(NamedTuple):
 
 @tagged(34)
 class Reply(NamedTuple):
-    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate`, `Coordinate` or `Control`."""
+    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate`, `Coordinate`, `SetMetadata`,
+    `RegisterPlugin`, `UnregisterPlugin` or `Control`.
+    """
 
     request: int
     payload: Any
@@ -88,6 +90,35 @@ class Received(NamedTuple):
     """
 
     number: int
+
+
+@tagged(123)
+class SetUpPlugin(NamedTuple):
+    """Set up this plugin, unless that was done or begun already; `PluginDone` answers. `plugin` names it for ever."""
+
+    plugin: str
+    name: str
+    data: tuple[bytes, ...]
+
+
+@tagged(124)
+class TearDownPlugin(NamedTuple):
+    """Tear down this plugin, if it was set up; `PluginDone` answers."""
+
+    plugin: str
+
+
+@tagged(125)
+class PluginDone(NamedTuple):
+    """A worker or nanny has set up a plugin, or torn it down, or that raised.
+
+    `error` is the pickled exception, or None if there is only `text`; both are empty if all went well.
+    """
+
+    plugin: str
+    torn_down: bool
+    error: bytes | None
+    text: str
 
 
 @tagged(54)
@@ -110,6 +141,17 @@ class SchedulerStops(NamedTuple):
     """
 
 
+@tagged(130)
+class LogEvent(NamedTuple):
+    """Keep this event under these topics, and tell the clients that subscribe to them. `payload` is a pickled value.
+
+    Clients and workers send it.
+    """
+
+    topics: tuple[str, ...]
+    payload: bytes
+
+
 # ---------------------------------------------------------------------------------------------- client -> scheduler
 
 
@@ -123,7 +165,7 @@ class Submit(NamedTuple):
     A call whose first byte is 0 is a reference: the next 16 bytes name the blob that holds the call.
     Tasks of one client run in the order of submission where nothing else decides.
     `extra` may hold: priority (a number, larger first), retries (int), workers (names, addresses or hosts),
-    allow_other_workers (bool), resources (name -> amount), time_limit (seconds).
+    allow_other_workers (bool), resources (name -> amount), time_limit (seconds), actor (True).
     """
 
     function: Digest
@@ -292,6 +334,54 @@ class EndRequest(NamedTuple):
     is_taken: bool
 
 
+@tagged(120)
+class SetMetadata(NamedTuple):
+    """Keep metadata at this path of texts. `value` is a map from texts to such values, or a tuple: a pickle's frames.
+
+    A `Reply` says that it is there. The question `metadata` reads it.
+    """
+
+    request: int
+    path: tuple[str, ...]
+    value: Any
+
+
+@tagged(121)
+class RegisterPlugin(NamedTuple):
+    """Have every worker, or every nanny (`kind`), set up this plugin, now or when it joins; a `Reply` has the outcomes.
+
+    `data` are the frames of its pickle. A plugin of the same kind and name is replaced; if `idempotent`, it stays, and
+    this one is not registered. The payload of the answer is a map: `outcomes` has for each peer its address, the
+    pickled exception (or None) and its text, which is empty if all went well. If any failed, nobody keeps the plugin.
+    """
+
+    request: int
+    kind: str
+    name: str
+    data: tuple[bytes, ...]
+    idempotent: bool
+
+
+@tagged(122)
+class UnregisterPlugin(NamedTuple):
+    """Have every worker or nanny tear down this plugin; the answer is as for `RegisterPlugin`, or has `refused`."""
+
+    request: int
+    kind: str
+    name: str
+
+
+@tagged(131)
+class Subscribe(NamedTuple):
+    """The client wants a `TopicEvent` for each event of this topic from now on, or (not `wanted`) no longer.
+
+    Every client gets those of the topics `print` and `warn`.
+    """
+
+    topic: str
+    wanted: bool
+
+
 @tagged(19)
 class Shutdown(NamedTuple):
     """End the cluster: workers, clients and scheduler."""
@@ -316,6 +406,11 @@ FromClient = (
     | Replicate
     | Coordinate
     | EndRequest
+    | SetMetadata
+    | RegisterPlugin
+    | UnregisterPlugin
+    | LogEvent
+    | Subscribe
     | Shutdown
 )
 
@@ -342,7 +437,7 @@ class KeyFailed(NamedTuple):
     """`key` has erred. `blamed` is the task that failed: `key` itself or an ancestor.
 
     `kind` is `exception` (then `error` is the pickled exception, or None if there is only `text`), `killed`
-    (`details["deaths"]` has a line for each attempt), `conflict`, `timeout` or `refused`.
+    (`details["deaths"]` has a line for each attempt), `conflict`, `timeout`, `actor` (it is lost) or `refused`.
     `text` says it in words (for an exception: qualified type, message and traceback as text, see
     `protocol.pickling`). `details` may hold: worker (name), address, attempt (int), duration_s.
     """
@@ -385,7 +480,19 @@ class Stuck(NamedTuple):
     reasons: tuple[tuple[str, tuple[Key, ...] | None], ...]
 
 
-ToClient = KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuck
+@tagged(132)
+class TopicEvent(NamedTuple):
+    """An event of a topic, with the scheduler's time in seconds since 1970.
+
+    `payload` is that of a `LogEvent`, or a plain value of a plugin alone in a tuple.
+    """
+
+    topic: str
+    at: float
+    payload: Any
+
+
+ToClient = KeyReady | KeyFailed | KeyPending | Dropped | Reply | Received | Stuck | TopicEvent
 
 
 # ---------------------------------------------------------------------------------------------- scheduler -> worker
@@ -398,10 +505,10 @@ class Run(NamedTuple):
     `dependencies` lists each key that the call needs with its value, if that is a small one, or with the addresses to
     fetch it from; no address means that the worker has it, or computes it by an earlier `Run`. Lower `priority`, the
     order of submission, runs first. `extra` may hold: announce (bool: send `Started` and flush it before the task
-    starts), time_limit (seconds), attempt (int, absent means 1), priority (int, absent means 0: the user's, which comes
-    before that order; lower runs first). If a client has `wanted` the result so far, a small one is to come along with
-    the report, and so is a very small one, of `SMALL_VALUE_BYTES`, if it is `shared`: tasks depend on it that may run
-    elsewhere.
+    starts), time_limit (seconds), attempt (int, absent means 1), actor (True: keep the object, and take a proxy for the
+    result), priority (int, absent means 0: the user's, which comes before that order; lower runs first). If a client
+    has `wanted` the result so far, a small one is to come along with the report, and so is a very small one, of
+    `SMALL_VALUE_BYTES`, if it is `shared`: tasks depend on it that may run elsewhere.
     """
 
     run: RunId
@@ -451,7 +558,19 @@ class Acquire(NamedTuple):
     keys: tuple[tuple[Key, tuple[str, ...]], ...]
 
 
-ToWorker = Blob | ForgetBlobs | Run | ReturnRuns | CancelRuns | Free | Acquire | Leave | SchedulerStops
+ToWorker = (
+    Blob
+    | ForgetBlobs
+    | Run
+    | ReturnRuns
+    | CancelRuns
+    | Free
+    | Acquire
+    | SetUpPlugin
+    | TearDownPlugin
+    | Leave
+    | SchedulerStops
+)
 
 
 # ---------------------------------------------------------------------------------------------- worker -> scheduler
@@ -470,7 +589,11 @@ class RunFinished(NamedTuple):
 
 @tagged(71)
 class RunFailed(NamedTuple):
-    """A run raised, its result cannot be pickled, or it hit its time limit (`kind`: exception, timeout)."""
+    """A run gave no result.
+
+    `kind` is "exception" (it raised, or its result cannot be pickled), "timeout" (it hit its time limit), or
+    "reschedule" (it asks to be run elsewhere).
+    """
 
     run: RunId
     kind: str
@@ -584,6 +707,8 @@ FromWorker = (
     | Inventory
     | Drain
     | NotAcquired
+    | PluginDone
+    | LogEvent
 )
 
 
@@ -614,8 +739,13 @@ class WorkerExited(NamedTuple):
     details: Mapping[str, Any]
 
 
-FromNanny = WorkerAlive | WorkerExited
-ToNanny = Leave | SchedulerStops
+@tagged(126)
+class PluginsSent(NamedTuple):
+    """A nanny has been sent all plugins with which it begins; it starts its worker once these are set up."""
+
+
+FromNanny = WorkerAlive | WorkerExited | PluginDone
+ToNanny = Leave | SchedulerStops | SetUpPlugin | TearDownPlugin | PluginsSent
 
 
 # ---------------------------------------------------------------------------------------------- programs and scripts
@@ -717,8 +847,36 @@ class MemoryRead(NamedTuple):
     ok: bool
 
 
-DataRequest = Fetch | Put | Call
-DataAnswer = Value | Absent | PutDone | CallResult
+@tagged(110)
+class ActorCall(NamedTuple):
+    """Call the method `name` of the actor that the run `run` of `key` made, or read an attribute, if no bytes follow.
+
+    The pickled arguments follow as raw bytes. An `ActorAnswer` has the same `number`. After the first of these a data
+    channel carries nothing else: calls and answers cross each other, in any number and order.
+    """
+
+    number: int
+    key: Key
+    run: RunId
+    name: str
+    sizes: tuple[int, ...]
+
+
+@tagged(111)
+class ActorAnswer(NamedTuple):
+    """The pickled `value`, or the `error` that the call raised (with its `text`), follows as raw bytes.
+
+    With `gone` the actor is not here (any more), and the call was not made.
+    """
+
+    number: int
+    outcome: str
+    text: str
+    sizes: tuple[int, ...]
+
+
+DataRequest = Fetch | Put | Call | ActorCall
+DataAnswer = Value | Absent | PutDone | CallResult | ActorAnswer
 MemoryLending = MemoryOffered | MemoryRead
 """Either end of a data channel, as a part of sending a value; the channel takes these in itself."""
 

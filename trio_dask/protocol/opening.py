@@ -27,8 +27,12 @@ from trio_dask.protocol.hello import (
     encode_envelope,
 )
 from trio_dask.security.proof import (
-    KEY_WAS_NOT_GIVEN,
+    ASKS_FOR_KEY,
+    CALLER_WITHOUT_KEY,
     LISTENER_ASKS_NOTHING,
+    NO_PROOF,
+    OTHER_KEY,
+    WITHOUT_KEY,
     Prover,
     Side,
     Transcript,
@@ -80,10 +84,10 @@ class _Exchange:
     def _say(self, said: Said) -> None:
         self._to_send += encode_envelope(said)
 
-    def _refuse(self, reason: str, kind: str) -> Refusal:
-        refusal = Refusal(reason, kind)
-        self._say(refusal)
-        return refusal
+    def _refuse(self, reason: str, kind: str, for_us: str = "") -> Refusal:
+        """Refuse the other end; `for_us` is what this end says of that to its own user, in other words."""
+        self._say(Refusal(reason, kind))
+        return Refusal(for_us or reason, kind)
 
 
 class AwaitsChallenge(NamedTuple):
@@ -141,7 +145,7 @@ class CallerOpening(_Exchange):
                 channel_binding=self._prover.channel_binding,
             )
             if not transcript.proves(key, Side.LISTENER, challenge.proof):
-                return self._refuse(key_is_missing(challenge.place), "key")
+                return self._refuse(key_is_missing(challenge.place, key.source), "key")
             proof = transcript.proof(key, Side.CALLER)
         self._say(self._proved(proof))
         self._phase = AwaitsWelcome()
@@ -194,7 +198,7 @@ class ListenerOpening(_Exchange):
             case AwaitsHello(opening, transcript):
                 said = decode_proved(body)
                 if isinstance(said, Refusal):  # in our own words: nobody has proved that its words are harmless
-                    return Refusal(f"the {opening.role} {self._why_it_left()}", "key")
+                    return Refusal(ASKS_FOR_KEY if self._prover.key is None else OTHER_KEY, "key")
                 return self._greet(opening, transcript, said)
 
     def _challenge(self, opening: Opening) -> Refusal | None:
@@ -208,7 +212,7 @@ class ListenerOpening(_Exchange):
             return self._refuse(f"this {mine} does not serve the role {opening.role!r}", "role")
         key = prover.key
         if key is not None and opening.auth != prover.auth:
-            return self._refuse(KEY_WAS_NOT_GIVEN, "key")
+            return self._refuse(CALLER_WITHOUT_KEY, "key", WITHOUT_KEY)
         transcript = Transcript(
             protocol=opening.protocol,
             role=opening.role,
@@ -226,18 +230,11 @@ class ListenerOpening(_Exchange):
     def _greet(self, opening: Opening, transcript: Transcript, said: Proved) -> Welcome | Refusal:
         key = self._prover.key
         if key is not None and not transcript.proves(key, Side.CALLER, said.proof):
-            return self._refuse(f"the {opening.role} gave no proof of this cluster's key", "key")
+            return self._refuse("the caller gave no proof of this cluster's key", "key", NO_PROOF)
         self.hello = opening.to_hello()._replace(name=said.name, details=said.details, memory=said.memory)
         answer = self._admit(self.hello)
         self._say(answer)
         return answer
-
-    def _why_it_left(self) -> str:
-        return (
-            "asks for the cluster's key, and this one was started with --no-auth"
-            if self._prover.key is None
-            else "has another key than this cluster"
-        )
 
     def next_deadline(self) -> float:
         """When to `tick`, unless the caller has its answer by then."""

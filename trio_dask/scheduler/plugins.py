@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
+import msgpack
 import trio
 
 from trio_dask.errors import UsageError
 from trio_dask.ids import Key
+from trio_dask.protocol.codec import is_plain
 from trio_dask.scheduler.core import (
     ClientAdded,
     ClientRemoved,
@@ -33,7 +34,9 @@ from trio_dask.scheduler.core import (
 )
 
 CLOSE_S: Final = 2.0
-KEPT_OF_A_TOPIC: Final = 1000
+LARGEST_EVENT_BYTES: Final = 2**20
+LARGEST_DEPTH: Final = 16
+"""Of nested lists and dicts in an event, which stands inside a message."""
 
 log = logging.getLogger("trio_dask.plugins")
 
@@ -90,7 +93,7 @@ class SchedulerPlugin:
         """A client has brought tasks: it waits for `keys`, and `tasks` are new, with these dependencies."""
 
     def log_event(self, topic: str, msg: object) -> object:
-        """`SchedulerHandle.log_event` was called."""
+        """An event was logged: by a plugin, or by a client or a task; then `msg` is bytes, a pickled value."""
 
 
 class SchedulerHandle:
@@ -111,7 +114,6 @@ class SchedulerHandle:
         self.state: dict[str, Any] = {}
         self.plugins: dict[str, Any] = {}
         self._host = host
-        self._topics: dict[str, deque[tuple[float, object]]] = {}
 
     def __repr__(self) -> str:
         return f"<SchedulerHandle {self.address}>"
@@ -139,16 +141,20 @@ class SchedulerHandle:
         self._host.in_loop(lambda: self._host.remove(name))
 
     def log_event(self, topic: str, msg: object) -> None:
-        """Keep this among the events of a topic, and tell the plugins."""
-        self._host.in_loop(lambda: self._note(topic, msg))
+        """Keep a plain value among the events of a topic, and tell the plugins and the clients that subscribe to it.
+
+        Raises:
+          UsageError: it is no plain value, or too large.
+        """
+        nbytes = _plain_size(msg)
+        self._host.in_loop(lambda: self._host.log_event(topic, msg, nbytes))
 
     def get_events(self, topic: str) -> list[tuple[float, object]]:
-        """The last 1000 events of a topic, each with its time, in seconds since 1970."""
-        return self._host.in_loop(lambda: list(self._topics.get(topic, ())))
+        """The last 1000 events of a topic, each with its time, in seconds since 1970.
 
-    def _note(self, topic: str, msg: object) -> None:
-        self._topics.setdefault(topic, deque(maxlen=KEPT_OF_A_TOPIC)).append((time.time(), msg))
-        self._host.note(topic, msg)
+        Those of clients and tasks are bytes: their values, pickled.
+        """
+        return self._host.in_loop(lambda: self._host.logged(topic))
 
 
 class _Telling(NamedTuple):
@@ -186,8 +192,11 @@ class PluginHost:
     Its methods, except `in_loop`, are for the thread of the scheduler's loop.
     """
 
-    def __init__(self, core: SchedulerCore, identity: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, core: SchedulerCore, identity: Callable[[], dict[str, Any]], settle: Callable[[], object]
+    ) -> None:
         self._core = core
+        self._send = settle
         self.identity = identity
         self.ring = EventRing()
         self._listeners: dict[str, list[_Listener]] = {}
@@ -238,11 +247,15 @@ class PluginHost:
         self._backlog.append((_Telling("close"), _listeners(name, self._handle.plugins.pop(name))))
         self._choose_listeners()
 
-    def note(self, topic: str, message: object) -> None:
-        """Tell the plugins this."""
-        if self._listeners:
-            self.ring.note(Noted(trio.current_time(), topic, message))
-            self._wake.set()
+    def log_event(self, topic: str, value: object, nbytes: int) -> None:
+        """Keep a plain value under a topic, and tell those who hear of it."""
+        self._core.log_event(topic, value, nbytes, trio.current_time())
+        self._send()
+
+    def logged(self, topic: str) -> list[tuple[float, object]]:
+        """The last events of a topic."""
+        events = self._core.logged(topic)
+        return [(at, payload if isinstance(payload, bytes) else payload[0]) for at, payload in events]
 
     def wake(self) -> None:
         """Something has happened."""
@@ -343,6 +356,16 @@ class PluginHost:
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             log.warning("%s of plugin %s raised %s (%s:%s)", hook, plugin, said, where.filename, where.lineno)
             log.debug("Where it raised", exc_info=error)
+
+
+def _plain_size(value: object) -> int:
+    """How many bytes a plain value takes in a message."""
+    if not is_plain(value, LARGEST_DEPTH):
+        raise UsageError(f"an event is a plain value (None, numbers, text, bytes, lists and dicts), not {value!r:.60}")
+    nbytes = len(msgpack.packb(value))
+    if nbytes > LARGEST_EVENT_BYTES:
+        raise UsageError(f"an event of {nbytes} bytes is too large; the limit is 1 MiB")
+    return nbytes
 
 
 async def _wait_for(awaitable: Awaitable[object]) -> None:

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import socket
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
@@ -31,6 +32,8 @@ from trio_dask.config import LEAVING, SchedulerSettings
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId, new_incarnation
 from trio_dask.owned_files import keep_file
+from trio_dask.processes.recent_lines import recent_lines
+from trio_dask.processes.versions import versions
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import Leave, SchedulerStops
@@ -43,6 +46,7 @@ from trio_dask.scheduler.core import (
     Refuse,
     Resume,
     SchedulerCore,
+    ServiceQuestion,
     Stop,
 )
 from trio_dask.scheduler.plugins import PluginHost, SchedulerHandle
@@ -99,6 +103,7 @@ class _Service:
                 lone_worker_ttl_s=settings.lone_worker_ttl_s,
                 idle_timeout_s=settings.idle_timeout_s,
                 stuck_after_s=settings.stuck_after_s,
+                unix_offset_s=time.time() - trio.current_time(),
             ),
             self._identity.incarnation,
         )
@@ -117,7 +122,9 @@ class _Service:
             retire_idle=self._retire_idle,
             stop=self._stop,
         )
-        self._plugins = PluginHost(self._core, lambda: scheduler_identity(self._core, self._identity, self._address))
+        self._plugins = PluginHost(
+            self._core, lambda: scheduler_identity(self._core, self._identity, self._address), self._settle
+        )
         self._events = self._plugins.ring.events
         self._set_up = trio.Event()
         """The operator's modules have been set up, so that they can be told of every peer."""
@@ -318,11 +325,7 @@ class _Service:
         core = self._core
         core.place(trio.current_time() if now is None else now)
         connections = self._connections
-        for peer, messages in core.drain().items():
-            connection = connections.get(peer)
-            if connection is not None:
-                connection.send_many_nowait(messages)
-                connection.flush_nowait()
+        self._send_all()
         requests = core.requests
         while requests:
             match requests.pop(0):
@@ -337,11 +340,22 @@ class _Service:
                         log.info("%s", text)
                 case Stop(reason):
                     self._stop(reason)
+                case ServiceQuestion() as question:
+                    core.reply(question, _answer(question.what, question.arguments))
+                    self._send_all()
         if self._events:
             self._plugins.wake()
         deadline = core.next_deadline()
         if deadline < self._alarm.deadline:  # one that comes too early finds nothing to do: cheaper than to move it
             self._alarm.deadline = deadline
+
+    def _send_all(self) -> None:
+        connections = self._connections
+        for peer, messages in self._core.drain().items():
+            connection = connections.get(peer)
+            if connection is not None:
+                connection.send_many_nowait(messages)
+                connection.flush_nowait()
 
     async def _tick(self) -> None:
         while True:
@@ -367,3 +381,11 @@ class _Service:
         if isinstance(hello, Hello) and hello.role in ("worker", "nanny"):
             connection.send_nowait(farewell)
         await connection.aclose(farewell.reason if isinstance(farewell, Leave) else "it was stopped")
+
+
+def _answer(what: str, arguments: tuple[str, ...]) -> object:
+    """The answer to a question of a client about this program."""
+    if what == "versions":
+        return versions(arguments)
+    number = int(arguments[0]) if arguments and arguments[0].isdecimal() else None
+    return recent_lines(number)

@@ -25,17 +25,19 @@ _OTHERS = 0o077
 class ClusterKey:
     """The secret of one cluster. Nothing shows it by accident: no repr, no pickle, no traceback.
 
-    `place` names the file that it came from, for people on other machines: `user@host:path`, or nothing.
+    `place` names the file that it came from, for people on other machines: `user@host:path`, or nothing. `source` is
+    how the user has named it, for people here; nothing for the key in the user's home.
     """
 
-    __slots__ = ("_secret", "place")
+    __slots__ = ("_secret", "place", "source")
     __hash__ = None  # type: ignore[assignment]  # nothing needs it in a set
 
-    def __init__(self, secret: bytes, place: str = "") -> None:
+    def __init__(self, secret: bytes, place: str = "", source: str = "") -> None:
         if len(secret) != KEY_BYTES:
             raise ValueError(f"a cluster key has {KEY_BYTES} bytes, not {len(secret)}")
         self._secret = secret
         self.place = place
+        self.source = source
 
     @classmethod
     def draw(cls) -> ClusterKey:
@@ -43,7 +45,7 @@ class ClusterKey:
         return cls(secrets.token_bytes(KEY_BYTES))
 
     @classmethod
-    def from_hex(cls, text: str, place: str = "") -> ClusterKey:
+    def from_hex(cls, text: str, place: str = "", source: str = "") -> ClusterKey:
         """The key that `hex` gave. Raises `ValueError`, without the text in it."""
         if len(text) != 2 * KEY_BYTES:
             raise ValueError(f"it has {len(text)} characters, not {2 * KEY_BYTES}")
@@ -53,7 +55,7 @@ class ClusterKey:
             secret = b""
         if len(secret) != KEY_BYTES:  # raised here, where no context holds the text
             raise ValueError("it is not hexadecimal")
-        return cls(secret, place)
+        return cls(secret, place, source)
 
     def hex(self) -> str:
         """The key as text, for its file and for a child process."""
@@ -97,14 +99,14 @@ def home_key_file() -> Path:
         raise UnavailableError(f"there is no home for the cluster key: set {KEY_FILE_VARIABLE}") from None
 
 
-def read_key_file(path: str | Path) -> ClusterKey:
-    """The key in this file.
+def read_key_file(path: str | Path, source: str = "") -> ClusterKey:
+    """The key in this file, which is named where `source` says.
 
     Raises:
       UnavailableError: the file is missing, or cannot be read; it holds no key; others can read it, or it is theirs.
     """
     try:
-        return _read(Path(path))
+        return _read(Path(path), source and f"{path} ({source})")
     except FileNotFoundError:
         raise UnavailableError(f"the cluster key {path} does not exist") from None
 
@@ -132,7 +134,7 @@ def home_key() -> ClusterKey:
     return read_key_file(path)
 
 
-def _read(path: Path) -> ClusterKey:
+def _read(path: Path, source: str = "") -> ClusterKey:
     """Like `read_key_file`, but raises FileNotFoundError where there is no file."""
     try:
         # Not blocking, as the path may be a pipe that nobody writes to.
@@ -159,7 +161,7 @@ def _read(path: Path) -> ClusterKey:
     finally:
         os.close(fd)
     try:
-        return ClusterKey.from_hex(content.decode("ascii", errors="replace").strip(), place_of(path))
+        return ClusterKey.from_hex(content.decode("ascii", errors="replace").strip(), place_of(path), source)
     except ValueError as exc:
         raise UnavailableError(
             f"{path} holds no cluster key: {exc}; remove it and start again, or copy it anew"
@@ -201,10 +203,20 @@ def user_name() -> str:
         return f"user {os.geteuid()}"
 
 
+def _login_home() -> str:
+    """The folder in which `scp` and `ssh` begin for this user, whatever HOME says here."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        return "/"
+
+
 def place_of(path: Path) -> str:
     """This file as somebody on another machine would name it."""
     shown = str(path.absolute())
-    home = os.path.expanduser("~")
+    home = _login_home()
     if home != "/" and shown.startswith(f"{home}/"):
         shown = f"~{shown[len(home) :]}"
     text = f"{user_name()}@{os.uname().nodename}:{shown}"

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from trio_dask.security.cluster_key import KEY_FILE_VARIABLE, ClusterKey, home_key, read_key_file
 
 if TYPE_CHECKING:
     from trio_dask.security.security import TlsRole
     from trio_dask.security.tls_contexts import Tls
+
+CONFIGURED_KEY_FILE: Final = "trio_dask.cluster-key-file"
+"""What the configuration calls the file with the key."""
 
 
 class Credentials(NamedTuple):
@@ -102,13 +105,15 @@ def find_credentials(
 def _find_key(settings: CredentialSettings, in_scheduler_file: ClusterKey | None) -> ClusterKey | None:
     if not settings.auth:
         return None
-    named = settings.cluster_key or os.environ.get(KEY_FILE_VARIABLE)
+    if settings.cluster_key:
+        return read_key_file(settings.cluster_key, "--cluster-key, cluster_key=")
+    named = os.environ.get(KEY_FILE_VARIABLE)
     if named:
-        return read_key_file(named)
+        return read_key_file(named, KEY_FILE_VARIABLE)
     if in_scheduler_file is not None:
         return in_scheduler_file
     configured = settings.default_cluster_key
-    return read_key_file(configured) if configured else home_key()
+    return read_key_file(configured, CONFIGURED_KEY_FILE) if configured else home_key()
 
 
 def find_tls(settings: CredentialSettings, role: TlsRole) -> Tls | None:

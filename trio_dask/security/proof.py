@@ -72,7 +72,14 @@ class Transcript(NamedTuple):
 
 # ---------------------------------------------------------------------------------------------------- what to do about
 
-KEY_WAS_NOT_GIVEN: Final = "this cluster asks for its key, and --no-auth (auth=False) was given here: leave it out"
+CALLER_WITHOUT_KEY: Final = "this cluster asks for its key, and --no-auth (auth=False) was given here: leave it out"
+"""What a caller with `--no-auth` hears."""
+
+WITHOUT_KEY: Final = "it has --no-auth (auth=False), and this cluster asks for its key"
+OTHER_KEY: Final = "it has another key than this cluster"
+ASKS_FOR_KEY: Final = "it asks for a key, and this cluster runs with --no-auth"
+NO_PROOF: Final = "it gave no proof of this cluster's key"
+"""What the log of a listener says of a caller."""
 
 LISTENER_ASKS_NOTHING: Final = (
     "what listens there does not ask for the cluster's key, so anybody may have started it; if it was you, with "
@@ -85,11 +92,17 @@ def unproved(reason: str) -> str:
     return f"what listens there says, without a proof that it has the cluster's key: {reason}"
 
 
-def key_is_missing(place: str) -> str:
-    """What to do where the listener has another key; `place` is the one of its file, if it has a file."""
+def key_is_missing(place: str, used: str = "") -> str:
+    """What to do where the listener has another key.
+
+    `place` is the one of its file, if it has a file; `used` is what the user has named here, if that is not the home.
+    """
     where, _, path = place.partition(":")
     copy = f"copy {path} from {where} to this machine (mode 0600), or " if path else ""
+    if used:
+        copy = f"name the one in {path} of {where}, or " if path else "name another one, or "
+    problem = f"this cluster has another key than {used}" if used else "this cluster asks for its key"
     return (
-        f"this cluster asks for its key: {copy}use --scheduler-file, or start the scheduler with --no-auth; "
+        f"{problem}: {copy}use --scheduler-file, or start the scheduler with --no-auth; "
         "first make sure that it is yours, since it has not proved that"
     )

@@ -11,7 +11,7 @@ import sys
 import time
 from functools import partial
 from queue import SimpleQueue
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import trio
 
@@ -22,10 +22,12 @@ from trio_dask.config import WorkerSettings
 from trio_dask.errors import TrioDaskError
 from trio_dask.ids import Incarnation, Key, given_name
 from trio_dask.parsing import counted
+from trio_dask.plugins.host import PluginHost
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Heartbeat, Message, Put, ToWorker
+from trio_dask.protocol.messages import Heartbeat, Message, PluginDone, Put, SetUpPlugin, TearDownPlugin, ToWorker
 from trio_dask.protocol.raw_memory import shared_memory, whole_of
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
+from trio_dask.worker.call_stacks import call_stacks
 from trio_dask.worker.core.blobs import BlobTable
 from trio_dask.worker.core.effects import (
     CancelFetch,
@@ -40,7 +42,9 @@ from trio_dask.worker.core.effects import (
 from trio_dask.worker.core.memory_policy import MemoryLimits
 from trio_dask.worker.core.worker import WorkerCore
 from trio_dask.worker.data_server import DataServer
-from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome
+from trio_dask.worker.event_log import EventLog
+from trio_dask.worker.executor import Begun, Declined, Executor, Failed, Finished, InputGone, Outcome, Rescheduled
+from trio_dask.worker.hosted_actors import HostedActors
 from trio_dask.worker.memory_monitor import MemoryMonitor, WorkerCallbacks, keep_nothing_unwatched
 from trio_dask.worker.peer_channels import PeerChannels
 from trio_dask.worker.process_memory import ProcessMemory
@@ -49,6 +53,7 @@ from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded
 from trio_dask.worker.spill_directory import check_base
 from trio_dask.worker.task_context import WorkerHandle
+from trio_dask.worker.transitions import Transitions
 
 log = logging.getLogger("trio_dask.worker")
 
@@ -72,6 +77,7 @@ class CoreDriver:
         self._settings = settings
         self._memory = self._watch_memory(settings)
         self._store = ResultStore() if self._memory is None else self._memory.store
+        self._events = EventLog(self._send_events)
         self.handle = WorkerHandle(
             name=settings.name or "",
             nthreads=settings.nthreads,
@@ -79,7 +85,10 @@ class CoreDriver:
             resources=settings.resources,
             local_directory=settings.local_directory,
             data=self._store,
+            log=self._events.add,
+            call_stacks=call_stacks,
         )
+        self._actors = self.handle.actors = HostedActors()
         self._core = WorkerCore(settings.nthreads, blobs=BlobTable(shared_memory, whole_of))
         self._running_table = (
             None if settings.board_fd is None else RunningTable.attach(settings.board_fd, settings.nthreads)
@@ -92,12 +101,16 @@ class CoreDriver:
             worker=self.handle,
             inline_limit_bytes=settings.inline_limit_bytes,
             max_tasks=settings.max_tasks,
+            host_actor=self._actors.host,
             running_table=self._running_table,
             reservations=None if self._memory is None else self._memory.reservations,
             reserve_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
         )
+        self.handle.forget_functions = self._executor.forget_all
+        self.plugins = PluginHost(self.handle, self._send_done, log, changed=self._plugin_changed)
+        self._transitions = Transitions()
         self._peers = PeerChannels(self._open_channel, None if self._memory is None else self._memory.room)
-        self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory)
+        self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory, self._actors)
         self._connection: Connection | None = None
         self._credentials = NO_CREDENTIALS  # until there was a session
         self._end: EndSession | None = None
@@ -114,9 +127,11 @@ class CoreDriver:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run slots, fetches and the timer until cancelled. Sessions begin after `task_status.started`."""
+        self._events.attach()
         try:
             async with trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self._executor.run, self._take_outcomes)
+                self._tasks.start_soon(self.plugins.run)
                 if self._memory is not None:
                     self._tasks.start_soon(self._memory.run)
                 task_status.started()
@@ -125,7 +140,19 @@ class CoreDriver:
                 finally:
                     self._peers.close_idle()
         finally:
+            self._actors.close()
+            self._transitions.close()
+            self.handle.remove_directory()
             self._process.close()
+
+    def _send_done(self, message: PluginDone) -> None:
+        if self._connection is not None:  # else the next hello says what is set up
+            self._connection.send_nowait(message, flush=True)
+
+    async def _plugin_changed(self, plugin: Any, is_set_up: bool) -> None:
+        self.handle.plugins = self.plugins.by_name
+        await self._transitions.changed(plugin, is_set_up=is_set_up)
+        self._executor.watch(self._transitions.started if self._transitions.are_heard else None)
 
     # ------------------------------------------------------------------------------------------ sessions
 
@@ -137,11 +164,12 @@ class CoreDriver:
         self._end = None
         address = str(registration.address)
         self.handle.name = given_name(self._settings.name or address)
-        self.handle.address = address
+        self.handle.address = self._actors.address = address
         self.handle.scheduler_address = str(registration.scheduler)
         self.handle.incarnation = registration.incarnation
         self._core.session_began(address, returned)
         self._heartbeat_at = trio.current_time() + self._settings.heartbeat_interval_s
+        self._send_events()
         self._act()
 
     def session_lost(self) -> None:
@@ -174,6 +202,8 @@ class CoreDriver:
         """
         now = trio.current_time()
         handle = self._core.handle
+        if self._transitions.are_heard:
+            self._transitions.received(batch)
         for message in cast("list[ToWorker]", batch):  # the connection admits nothing else
             handle(message, now)
         self._act()
@@ -229,22 +259,38 @@ class CoreDriver:
 
     # ------------------------------------------------------------------------------------------ events
 
+    def _send_events(self) -> None:
+        """Send what tasks have logged; between sessions it waits for the next one."""
+        if self._connection is not None and self._events.waiting:
+            self._connection.send_many_nowait(self._events.take())
+            self._connection.flush_nowait()
+
     def _take_outcomes(self, outcomes: list[Outcome]) -> None:
         core = self._core
+        if self._transitions.are_heard:
+            self._transitions.ended(outcomes)
+        if self._events.waiting:  # clients hear of events before they hear of the result
+            self._send_events()
         waiting: list[SimpleQueue[None]] = []
         for outcome in outcomes:
             if isinstance(outcome, Finished):  # the usual case
                 run, value, nbytes, type_name, inline, duration_s, copied_bytes = outcome
                 if core.is_current(run):
                     self._store.put(run.key, value, nbytes, copied_bytes)
+                elif run.extra:
+                    self._actors.drop_unwanted(run)
                 core.finished(run, nbytes, type_name, inline, duration_s)
             elif isinstance(outcome, Failed):
                 core.failed(*outcome)
+                if outcome.run.extra:
+                    self._actors.drop_unwanted(outcome.run)
             elif isinstance(outcome, InputGone):
                 self._report_lost()
                 core.input_gone(*outcome)
             elif isinstance(outcome, Declined):
                 core.declined(outcome.run)
+            elif isinstance(outcome, Rescheduled):
+                core.rescheduled(*outcome)
             elif isinstance(outcome, Begun):
                 core.started((outcome.run,), trio.current_time())
                 if outcome.go is not None:
@@ -332,8 +378,13 @@ class CoreDriver:
                     self._fetches.pop(fetch).cancel()
             case FreeKeys(keys):
                 self._store.drop(keys)
+                if self._transitions.are_heard:
+                    self._transitions.freed(keys)
+                self._actors.drop(keys)
             case ForgetFunctions(digests):
                 self._executor.forget(digests)
+            case SetUpPlugin() | TearDownPlugin():
+                self.plugins.ask(request)
             case EndSession():
                 self._end = request
 

@@ -1,4 +1,4 @@
-"""Answers requests on data channels: values for peers and clients, values from clients, calls of `client.run`."""
+"""Answers requests on data channels: values for peers and clients, values from clients, `client.run`, actors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import trio
 from trio_dask.comm import DataChannel
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
-from trio_dask.protocol.messages import Absent, Call, CallResult, Fetch, Put, PutDone, Value
+from trio_dask.protocol.messages import Absent, ActorCall, Call, CallResult, Fetch, Put, PutDone, Value
 from trio_dask.protocol.pickling import dump_value, load_value
+from trio_dask.worker.actor_calls import ActorCalls
 from trio_dask.worker.core.held_keys import Held
 from trio_dask.worker.error_text import describe_failure, mention_trio
+from trio_dask.worker.hosted_actors import HostedActors
 from trio_dask.worker.memory_monitor import MemoryMonitor
 from trio_dask.worker.result_store import Frames, ResultStore
 from trio_dask.worker.task_context import WorkerHandle
@@ -47,11 +49,13 @@ class DataServer:
         keep: Callable[[Put, Frames], bool],
         worker: WorkerHandle,
         memory: MemoryMonitor | None = None,
+        actors: HostedActors | None = None,
     ) -> None:
         self._store = store
         self._held = held
         self._keep = keep
         self._worker = worker
+        self._actors = HostedActors() if actors is None else actors
         limit = inf if memory is None else SENDS_SHARE * memory.limits.limit
         self._sends = TransferLimit(MAX_SENDS, int(min(MAX_SEND_BYTES, limit)))
         self._room = None if memory is None else memory.room
@@ -95,10 +99,14 @@ class DataServer:
         ok, text, frames = await self._run_call(buffers)
         await channel.send(CallResult(ok, text, _sizes(frames)), frames)
 
+    async def _call_actor(self, channel: DataChannel, message: ActorCall, buffers: Frames) -> None:
+        await ActorCalls(channel, self._actors).serve(message, buffers)
+
     HANDLERS: ClassVar[Mapping[type[Any], Callable[[Any, DataChannel, Any, Frames], Awaitable[None]]]] = {
         Fetch: _fetch,
         Put: _put,
         Call: _call,
+        ActorCall: _call_actor,
     }
 
     async def _send_value(self, channel: DataChannel, key: Key, *, more: bool) -> None:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import trio
 
-from trio_dask.errors import TaskCancelled
+from trio_dask.errors import Reschedule, TaskCancelled
 from trio_dask.hooks import hooks
 from trio_dask.ids import Digest, Key
 from trio_dask.protocol.changing_code import changes_given
@@ -87,8 +87,15 @@ class Declined(NamedTuple):
     run: Run
 
 
-Outcome = Finished | Failed | InputGone | Begun | Declined | Seceded | Rejoined
-_ENDS = (Finished, Failed, InputGone)
+class Rescheduled(NamedTuple):
+    """A task has asked to be run elsewhere."""
+
+    run: Run
+    duration_s: float
+
+
+Outcome = Finished | Failed | InputGone | Begun | Declined | Rescheduled | Seceded | Rejoined
+_ENDS = (Finished, Failed, InputGone, Rescheduled)
 
 
 class _Crashed(NamedTuple):
@@ -134,6 +141,7 @@ class Executor:
         worker: WorkerHandle,
         inline_limit_bytes: int,
         max_tasks: int | None = None,
+        host_actor: Callable[[TaskContext, Any], Any] | None = None,
         running_table: RunningTable | None = None,
         reservations: Reservations | None = None,
         reserve_from: int = 0,
@@ -144,6 +152,7 @@ class Executor:
         self._values = values
         self._worker = worker
         self._inline_limit = inline_limit_bytes
+        self._host_actor = host_actor
         self._task_budget = None if max_tasks is None else iter(range(max_tasks - 1, -1, -1))
         self._running_table = running_table
         self._cells: MutableSequence[int] | memoryview = [0] * slots if running_table is None else running_table.cells
@@ -158,6 +167,8 @@ class Executor:
         self._large: dict[Digest, int] = {}  # the expected size of results, for functions with large ones
         self._largest = 0  # the same for functions that have not run yet
         self._tokens: SimpleQueue[None] = SimpleQueue()
+        self._execute_one = self._execute
+        """Something else while the starts of runs are watched."""
         self._seceded = SecededTasks(self._slots, self._cells, start=self._start_slot, post=self._post, wake=self.wake)
         self._posted: deque[_Posted] = deque()
         self._cancelled_runs: dict[int, Run] = {}  # by identity, until their outcome comes
@@ -213,6 +224,18 @@ class Executor:
             if context is not None and context.run is run:
                 context.cancel()
 
+    def watch(self, started: Callable[[Key], None] | None) -> None:
+        """Have this called, by the slots, with the key of each run that begins; or no longer."""
+        if started is None:
+            self._execute_one = self._execute
+            return
+
+        def execute(context: TaskContext, number: int, carried: Mapping[Key, Any]) -> Outcome:
+            started(context.key)
+            return self._execute(context, number, carried)
+
+        self._execute_one = execute
+
     def running_for(self, seconds: float) -> list[Run]:
         """The runs that have been executing for at least this long."""
         before = perf_counter() - seconds
@@ -235,6 +258,10 @@ class Executor:
             self._functions.pop(digest, None)
             self._known.discard(digest)
             self._large.pop(digest, None)
+
+    def forget_all(self) -> None:
+        """Drop all unpickled functions. From any thread: a slot that misses one unpickles it again."""
+        self._functions.clear()
 
     def _deliver(self) -> None:
         """Pass on what has gathered. Trio calls this directly when a slot asks: a Trio task would come later."""
@@ -268,7 +295,7 @@ class Executor:
         outcomes = [self._posted.popleft() for _ in range(len(self._posted))]
         if self._cancelled_runs:
             for outcome in outcomes:
-                if isinstance(outcome, Finished | Failed | InputGone | Declined):
+                if isinstance(outcome, Finished | Failed | InputGone | Declined | Rescheduled):
                     self._cancelled_runs.pop(id(outcome.run), None)
         return outcomes
 
@@ -329,7 +356,7 @@ class Executor:
         while following is not None:
             run = following
             context = TaskContext(run, self._worker, self._seceded, number)
-            execute = self._execute_with_reservation if self._largest else self._execute
+            execute = self._execute_with_reservation if self._largest else self._execute_one
             outcome = execute(context, number, carried)
             self._post(outcome)
             if type(outcome) is not Finished or context.slot is None:
@@ -348,7 +375,7 @@ class Executor:
             self.spent = True
             self._post(Begun(run, None))  # so that the loop sees `spent`
         context = TaskContext(run, self._worker, self._seceded, number)
-        execute = self._execute_with_reservation if self._largest else self._execute
+        execute = self._execute_with_reservation if self._largest else self._execute_one
         self._post(execute(context, number, {}))
         return context.slot
 
@@ -356,13 +383,13 @@ class Executor:
         """One run, which reserves memory before it starts if its result may be large."""
         expected = self._expected(context.run.function)
         if not expected or self._reservations is None:
-            return self._execute(context, number, carried)
+            return self._execute_one(context, number, carried)
         context.started_at = inf
         self._slots[number] = context  # it has its slot while it waits
         self._reservations.reserve(expected)
         try:
             context.started_at = perf_counter()
-            return self._execute(context, number, carried)
+            return self._execute_one(context, number, carried)
         finally:
             self._reservations.release(expected)
 
@@ -405,6 +432,8 @@ class Executor:
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
             if is_computed and kind_of(value) is GeneratorType:
                 value = list(value)  # a generator cannot travel, and only one dependent would get its elements
+            if run.extra and "actor" in run.extra and self._host_actor is not None:
+                value = self._host_actor(context, value)
             if run.wanted:
                 pickled = pickle_value(value, self._inline_limit)
             else:
@@ -413,6 +442,8 @@ class Executor:
                 self._learn(run.function, pickled.nbytes)
         except _Absent as absent:
             return InputGone(run, absent.key)
+        except Reschedule:
+            return Rescheduled(run, perf_counter() - context.started_at)
         except BaseException as error:  # whatever a task raises is its result, and the slot goes on
             duration_s = perf_counter() - context.started_at
             return Failed(run, *describe_failure(error), duration_s)

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import trio
 
 from trio_dask.comm import (
+    SOON_S,
     Address,
     Connection,
     ConnectionLost,
@@ -31,6 +32,7 @@ from trio_dask.comm import (
     connect_limit_s,
     parse_scheduler_address,
     scheduler_endpoint,
+    scheduler_in_words,
 )
 from trio_dask.comm.connect import connect
 from trio_dask.comm.rpc_server import serve_control
@@ -176,6 +178,8 @@ class _Worker:
                     slots.start_soon(_after, lifetime, partial(self._drain_by_itself, "lifetime"))
                     slots.start_soon(_after, self._driver.spent.wait, partial(self._drain_by_itself, "max-tasks"))
                     slots.start_soon(_after, self._driver.at_rest.wait, self._tell_rest)
+                    if not self._settings.process:  # else the launcher has said it already
+                        slots.start_soon(_after, partial(trio.sleep, SOON_S), self._say_what_is_awaited)
                     listener = Listener(self._settings, self._driver.server.handle, self._serve_control, slots)
                     try:
                         await self._run_sessions(listener, slots, task_status)
@@ -294,6 +298,11 @@ class _Worker:
     def _may_complain(self) -> bool:
         return trio.current_time() >= self._complained_at + COMPLAINT_INTERVAL_S
 
+    def _say_what_is_awaited(self) -> None:
+        """One try may take long, and all that follow it are announced."""
+        if not self._retries.was_connected and self._complained_at == -math.inf:
+            log.info("Waiting for %s: no answer so far", scheduler_in_words(self._settings))
+
     async def _back_off(self) -> None:
         delay_s = self._retries.next_pause_s()
         if self._may_complain():
@@ -335,6 +344,7 @@ class _Worker:
                 "reconnect": settings.reconnect,
                 "process": settings.process,
                 "nanny": settings.nanny_address,
+                "plugins": self._driver.plugins.ids,
                 "metrics": self._driver.figures(),
             },
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol
@@ -15,15 +15,17 @@ from trio_dask.errors import TaskCancelled
 from trio_dask.hooks import hooks
 from trio_dask.ids import Key, given_name
 from trio_dask.parsing import counted
-from trio_dask.protocol.messages import Run
+from trio_dask.protocol.logged_events import log_message
+from trio_dask.protocol.messages import LogEvent, Run
+from trio_dask.worker.spill_directory import SpillDirectory
 
 
 class WorkerHandle:
     """The worker, as tasks (`get_worker()`) and functions called by `client.run` (`dask_worker=`) see it.
 
     `address`, `scheduler_address` and `incarnation` are those of the present session, and empty between sessions.
-    `data` maps the keys held here to their values. `state` belongs to the user: what one task puts there, the next one
-    finds, as long as this process lives.
+    `data` maps the keys held here to their values, `plugins` the names of plugins to these. `state` belongs to the
+    user: what one task puts there, the next one finds, as long as this process lives.
     """
 
     def __init__(
@@ -35,18 +37,26 @@ class WorkerHandle:
         resources: Mapping[str, float] | None = None,
         local_directory: str | None = None,
         data: Mapping[Key, Any] | None = None,
+        log: Callable[[LogEvent], object] | None = None,
+        call_stacks: Callable[[Collection[Key] | None], dict[Key, list[str]]] | None = None,
     ) -> None:
         self.name = given_name(name)
         self.nthreads = nthreads
         self.memory_limit_bytes = memory_limit_bytes
         self.resources: Mapping[str, float] = resources or {}
-        self.local_directory = local_directory
+        self._directory = SpillDirectory(local_directory)
         self.address = ""
         self.scheduler_address = ""
         self.incarnation = ""
         self.data: Mapping[Key, Any] = {} if data is None else data
         self.state: dict[str, Any] = {}
+        self.plugins: Mapping[str, Any] = {}
+        self.forget_functions: Callable[[], None] = lambda: None
+        """Have the functions of tasks unpickled anew, as modules have changed. From any thread."""
+        self.actors: Any = None
         self.client: Any = None
+        self._log = log
+        self._call_stacks = call_stacks
         self._client_lock = threading.Lock()
         """Held for a moment only, also in the event loop."""
         self._making = threading.Lock()
@@ -55,9 +65,35 @@ class WorkerHandle:
     def __repr__(self) -> str:
         return f"<worker {self.name!r} {self.address or 'without a scheduler'}, {counted(self.nthreads, 'thread')}>"
 
+    @property
+    def local_directory(self) -> str:
+        """A directory of this worker, which is made when it is first asked for, and removed when the worker ends."""
+        return self._directory.make()
+
+    def remove_directory(self) -> None:
+        """The worker has ended."""
+        self._directory.remove()
+
     def get_current_task(self) -> Key:
         """The key of the task that calls this. Raises `ValueError` if no task is running here."""
         return _task("get_current_task()").key
+
+    def log_event(self, topic: str | Collection[str], msg: Any) -> None:
+        """Keep anything that pickles as an event of a topic, or of several, and tell the clients that subscribe to it.
+
+        It does not wait. Clients hear of it before the result of the task that calls this.
+
+        Raises:
+          UsageError: it is larger than 1 MiB.
+          SerializationError: it cannot be pickled.
+        """
+        message = log_message(topic, msg)
+        if self._log is not None:
+            self._log(message)
+
+    def call_stacks(self, keys: Collection[Key] | None = None) -> dict[Key, list[str]]:
+        """Where these tasks are, or all that run here: a text for each frame, the outermost first."""
+        return {} if self._call_stacks is None else self._call_stacks(keys)
 
     def get_client(self, make: Callable[[str], Any]) -> Any:
         """The one client that all tasks here share, made by `make(scheduler_address)` at the first call.

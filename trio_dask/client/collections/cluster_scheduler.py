@@ -10,11 +10,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any, Final
 
+import trio
+
 from trio_dask.client.import_hook import DASK, when_imported
 from trio_dask.hooks import hooks
+
+IN_TRIO: Final = (
+    "computing a collection blocks, which would stall the Trio loop of this thread: "
+    "use `await client.compute(collection)`, `persist`, or compute in a thread, with `trio.to_thread.run_sync`"
+)
 
 SHUFFLE: Final = "dataframe.shuffle.method"
 """dask's own choice is "disk" where `distributed` is not there, which is wrong where workers have other disks."""
@@ -31,11 +39,20 @@ class ClusterScheduler:
     __hash__ = object.__hash__
 
     def __call__(self, expr: Any, keys: Any, **options: Any) -> Any:
-        """The results of these keys, in the same nested lists."""
+        """The results of these keys, in the same nested lists.
+
+        In a plain thread it also computes by an `AsyncClient`, whose Trio loop runs in another thread.
+
+        Raises `RuntimeError` in a Trio loop.
+        """
         client = _current_client()
         if client is None:
             return import_module("dask.threaded").get(expr, keys, **options)
-        return client.get(expr, keys, **options)
+        if not client.asynchronous:
+            return client.get(expr, keys, **options)
+        if trio.lowlevel.in_trio_run():
+            raise RuntimeError(IN_TRIO)
+        return client.engine.call(partial(client.get, expr, keys, **options))
 
     def persist(self, collections: Sequence[Any], **options: Any) -> Any:
         """The collections with futures in the place of their tasks; with values, where no client is current."""

@@ -19,9 +19,15 @@ class BaseMultiLock(Leased):
 
     def __init__(self, names: Iterable[str] = (), client: Any = None) -> None:
         super().__init__("", client)  # one table in the scheduler has all names
-        self.names = list(dict.fromkeys([names] if isinstance(names, str) else names))
-        if not self.names or not all(isinstance(name, str) for name in self.names):
-            raise UsageError(f"MultiLock() takes a list of names, which are texts, not {names!r:.60}")
+        if isinstance(names, str):
+            raise UsageError(
+                f"MultiLock({names!r:.40}) is given a text: write MultiLock([{names!r:.40}]), or Lock({names!r:.40})"
+            )
+        self.names = list(dict.fromkeys(names))
+        if not self.names:
+            raise UsageError('MultiLock needs at least one name, such as MultiLock(["left", "right"])')
+        if not all(isinstance(name, str) for name in self.names):
+            raise UsageError(f"MultiLock takes a list of names, which are texts, not {names!r:.60}")
 
     def _acquire(self) -> Waiting[bool]:
         return _acquire(self)

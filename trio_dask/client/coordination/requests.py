@@ -14,10 +14,11 @@ from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 from trio_dask.client.call_forms import CallForms, Timeout
 from trio_dask.client.core.key_state import Ended
-from trio_dask.client.current_client import get_client
+from trio_dask.client.default_clients import usable
 from trio_dask.client.engine import Engine
 from trio_dask.client.wait_signals import Signal, ThreadSignal, TrioSignal, as_seconds, limit
 from trio_dask.errors import FutureCancelledError, ProtocolError, SchedulerLost, UsageError
+from trio_dask.hooks import hooks
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.messages import Coordinate, EndRequest
 from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
@@ -50,7 +51,10 @@ class Primitive(CallForms):
     @property
     def client(self) -> Any:
         """The client that the next call will use."""
-        return get_client() if self._client is None else self._client
+        if self._client is not None:
+            return self._client
+        assert hooks.find_client is not None, "trio_dask sets it"
+        return usable(hooks.find_client(None, None))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.name,)

@@ -1,4 +1,4 @@
-"""Values as they travel to queues and variables and back: pickled, with the keys of the futures in them beside."""
+"""Values as they travel to queues, variables and datasets and back: pickled, beside the keys of the futures in them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ LARGEST_VALUE_BYTES: Final = 16 * 2**20
 """The scheduler keeps the values, and a message carries each. Larger ones belong onto workers."""
 
 
-def item_for(value: Any) -> Item:
+def item_for(value: Any, *, place: str = "a queue or variable") -> Item:
     """This value as it travels. Raises `UsageError` if it is too large, and `SerializationError`."""
     frames = tuple([bytes(frame) for frame in dump_value(value)])
     nbytes = sum(map(len, frames))
     if nbytes > LARGEST_VALUE_BYTES:
         raise UsageError(
-            f"a value of {nbytes / 2**20:.0f} MiB is too large for a queue or variable, whose limit is "
+            f"a value of {nbytes / 2**20:.0f} MiB is too large for {place}, whose limit is "
             f"{LARGEST_VALUE_BYTES >> 20} MiB: scatter it, and pass on the future"
         )
     return frames, tuple([future.key for future in all_futures_in(value)])

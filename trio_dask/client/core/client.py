@@ -45,6 +45,8 @@ from trio_dask.protocol.messages import (
     Shutdown,
     Stuck,
     SubmitGraph,
+    Subscribe,
+    TopicEvent,
 )
 
 INLINE_BUDGET_BYTES: Final = 64 * 1024 * 1024
@@ -71,6 +73,10 @@ class ClientCore:
         self.received = 0
         """Messages of that scheduler that were handled. On the next connection it sends those that come after them."""
         self.stuck = StuckReasons()
+        self.topics: dict[str, None] = {}
+        """What this client subscribes to, at every scheduler."""
+        self.on_event: Callable[[TopicEvent], object] = ignore_event
+        """Called with each event of them."""
         self._resend = ResendBuffer()
         self._outbox = Outbox(BLOB_BUDGET_BYTES)
         self._unsent = UnsentTasks()
@@ -274,6 +280,18 @@ class ClientCore:
         """Send a message that the scheduler does not answer."""
         self._outbox.put(message)
 
+    def subscribe(self, topic: str, *, wanted: bool) -> None:
+        """Hear of the events of a topic from now on, or no longer."""
+        if wanted:
+            self.topics[topic] = None
+        else:
+            self.topics.pop(topic, None)
+        self._outbox.put(Subscribe(topic, wanted))
+
+    def is_unsent(self, state: KeyState) -> bool:
+        """Whether the task of this key was not sent yet."""
+        return self._unsent.states.get(state.key) is state
+
     def shutdown(self) -> None:
         """End the cluster."""
         self._outbox.put(Shutdown())
@@ -309,6 +327,20 @@ class ClientCore:
         for name in ("waiters", "readers"):
             calls: list[Any] = [call for call in getattr(state, name) or () if call is not waiter]
             setattr(state, name, calls or None)
+
+    def when_over(self, state: KeyState, waiter: Waiter) -> None:
+        """Call `waiter` once the result of `state`, which is there or will be, is there no longer."""
+        state.waiters = [*(state.waiters or ()), waiter]
+
+    def settle_call(self, state: KeyState, outcome: bytes | KeyFailed) -> None:
+        """The call that this state stands for has ended. It is none of the keys here: no scheduler knows it."""
+        if isinstance(outcome, KeyFailed):
+            state.failure = outcome
+            self._settle(state, "error")
+            return
+        state.value = outcome
+        self._settle(state, "finished")
+        self._deliver(state, (outcome,))
 
     # ------------------------------------------------------------------------------------------ what arrives
 
@@ -367,6 +399,9 @@ class ClientCore:
     def _stuck(self, message: Stuck) -> None:
         self.stuck.update(message)
 
+    def _topic_event(self, message: TopicEvent) -> None:
+        self.on_event(message)
+
     def _received(self, message: Received) -> None:
         self._resend.acknowledged(message.number)
 
@@ -377,6 +412,7 @@ class ClientCore:
         Dropped: _dropped,
         Reply: _reply,
         Stuck: _stuck,
+        TopicEvent: _topic_event,
         Received: _received,
     }
 
@@ -398,6 +434,9 @@ class ClientCore:
             self.end_session(Ended(lost=True, text=text))
         elif before and handled is not None:
             self._outbox.put_first(self._resend.take_unacknowledged(handled))
+        if not self.scheduler:
+            for topic in self.topics:
+                self._outbox.put(Subscribe(topic, True))
         self.scheduler = scheduler
 
     def end_session(self, ended: Ended) -> None:
@@ -584,6 +623,10 @@ class ClientCore:
             del self._inline[state.key]
             self._inline_bytes -= len(state.value)
         state.value = None
+
+
+def ignore_event(event: TopicEvent) -> None:
+    """For a client that hears of no topic."""
 
 
 def _is_over(state: KeyState) -> bool:

@@ -13,7 +13,15 @@ from trio_dask.scheduler.core.events import (
     WorkerRemoved,
 )
 from trio_dask.scheduler.core.scheduler import SchedulerCore
-from trio_dask.scheduler.core.state import ClosePeer, CoreSettings, LogLine, Request, Stop, WorkerInfo
+from trio_dask.scheduler.core.state import (
+    ClosePeer,
+    CoreSettings,
+    LogLine,
+    Request,
+    ServiceQuestion,
+    Stop,
+    WorkerInfo,
+)
 
 __all__ = [
     "Admit",
@@ -32,6 +40,7 @@ __all__ = [
     "Request",
     "Resume",
     "SchedulerCore",
+    "ServiceQuestion",
     "Stop",
     "TaskMoved",
     "WorkerAdded",

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 from trio_dask.ids import PeerId
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.scheduler.core import clients, reconnect
+from trio_dask.scheduler.core import clients, plugins, reconnect
 from trio_dask.scheduler.core.events import ClientAdded
 from trio_dask.scheduler.core.registration import (
     client_grace_s,
@@ -67,6 +67,8 @@ def greet(state: State, hello: Hello) -> Welcome | Refusal:
             details = {"returned": True}
         elif (refused := refusal(state, info)) is not None:
             return Refusal(refused, "name")
+    elif hello.role == "nanny" and plugins.has_plugins_for_nannies(state):
+        details = {"plugins": True}
     return Welcome(incarnation=state.incarnation, details=details)
 
 
@@ -81,6 +83,7 @@ def begin_session(state: State, hello: Hello) -> Outcome:
         case _:
             peer = _new_peer(state)
             reconnect.add_nanny(state, peer, nanny_process(hello))
+            plugins.nanny_joined(state, peer, hello)
             return Admit(peer)
 
 
@@ -133,12 +136,16 @@ def _begin_worker(state: State, hello: Hello, offer: Offer | None) -> Outcome:
     if offer is None:
         peer = _new_peer(state)
         refused = add_worker(state, peer, info)
-        return Admit(peer) if refused is None else Refuse(refused)
+        if refused is not None:
+            return Refuse(refused)
+        plugins.worker_joined(state, state.workers[peer], hello)
+        return Admit(peer)
     worker = offer.subject
     assert not isinstance(worker, Client)
     if isinstance(worker.phase, Away) and worker.phase.offered_to is hello:
         peer = _new_peer(state)
         reconnect.resume_worker(state, worker, peer, info)
+        plugins.worker_joined(state, worker, hello)
         return Resume(peer)
     return CallAgain("it came back too late to continue its session")
 

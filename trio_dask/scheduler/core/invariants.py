@@ -74,7 +74,8 @@ def _check_worker_phase(state: State, worker: Worker) -> None:
     assert phase.has_session == (state.workers.get(worker.peer) is worker), f"{worker} is in the wrong table"
     assert (type(phase) is Away) == (worker in state.away), f"{worker} is away or not"
     assert (type(phase) is Retiring) == (worker in state.retiring), f"{worker} is retiring or not"
-    assert worker.slots == (worker.capacity if phase is HERE else 0), f"slots of {worker}"
+    takes_work = phase is HERE and not worker.setting_up
+    assert worker.slots == (worker.capacity if takes_work else 0), f"slots of {worker}"
     assert phase is HERE or not worker.queues, f"{worker} has queues"
 
 

@@ -14,6 +14,7 @@ from trio_dask.protocol import messages as m
 from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.scheduler.core import (
     clients,
+    plugins,
     reconnect,
     replication,
     retirement,
@@ -23,13 +24,25 @@ from trio_dask.scheduler.core import (
 )
 from trio_dask.scheduler.core.blobs import forget_blobs, receive
 from trio_dask.scheduler.core.coordination.handlers import coordinate, end_request
+from trio_dask.scheduler.core.metadata import set_metadata
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
-from trio_dask.scheduler.core.placement import update_duration
+from trio_dask.scheduler.core.placement import keep_off, update_duration
 from trio_dask.scheduler.core.queries import answer
-from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, FIRE_AND_FORGET, Client, State, Stop, Task, Worker
+from trio_dask.scheduler.core.run_record import Ran, RunRecord
+from trio_dask.scheduler.core.state import (
+    DEFAULT_OPTIONS,
+    FIRE_AND_FORGET,
+    Client,
+    ServiceQuestion,
+    State,
+    Stop,
+    Task,
+    Worker,
+)
 from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.submission import submit, submit_graph
 from trio_dask.scheduler.core.task_states import RELEASED, Erred, Failure, InMemory, Processing, RetryHistory
+from trio_dask.scheduler.core.topic_handlers import log_event, subscribe
 from trio_dask.scheduler.core.worker_states import Away
 
 # ------------------------------------------------------------------------------------------------- from workers
@@ -43,12 +56,26 @@ def _run_finished(state: State, worker: Worker, message: m.RunFinished) -> None:
         return
     if task.function is not None:
         update_duration(state, task.function, message.duration_s)
+    if state.run_record is not None:
+        _note_run(state, worker, task, message.duration_s, message.nbytes, message.type_name)
     task_transitions.finish(state, task, worker, message.nbytes, message.type_name, message.value)
+
+
+def _note_run(state: State, worker: Worker, task: Task, duration_s: float, nbytes: int, type_name: str) -> None:
+    if state.run_record is not None:
+        at = state.now + state.settings.unix_offset_s
+        state.run_record.note(Ran(at, worker.info.address, task.key, duration_s, nbytes, type_name))
 
 
 def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
     task = worker.processing.get(message.run)
     if task is None:
+        return
+    if state.run_record is not None:
+        _note_run(state, worker, task, message.duration_s, 0, "")
+    if message.kind == "reschedule":
+        keep_off(state, task, worker)
+        task_transitions.requeue(state, task, f"{worker.info.name} rescheduled it")
         return
     history = task.history or RetryHistory()
     if history.failures < task.options.retries:
@@ -85,7 +112,8 @@ def _input_missing(state: State, worker: Worker, message: m.InputMissing) -> Non
     source = state.tasks.get(message.key)
     if source is not None:
         holder = state.addresses.get(message.address) if message.address else worker
-        if holder is not None and type(holder.phase) is not Away:
+        is_elsewhere = bool(message.address) and holder is not None and source.is_home_of_actor(holder)
+        if holder is not None and type(holder.phase) is not Away and not is_elsewhere:
             _drop_replica(state, source, holder, f"{worker.info.name} could not get it from {holder.info.name}")
     task = worker.processing.get(message.run)
     if task is not None:
@@ -227,7 +255,7 @@ def _fetch_failed(state: State, client: Client, message: m.FetchFailed) -> None:
         if isinstance(phase, InMemory) and all(type(other.phase) is Away for other in phase.holders):
             holder.phase.absence.failed_readers.append((client.peer, task))
             return
-    elif holder is not None:
+    elif holder is not None and not task.is_home_of_actor(holder):  # an actor lives on, whoever could not reach it
         _drop_replica(state, task, holder, f"client {client.name} could not get it from {holder.info.name}")
     if isinstance(task.phase, InMemory):
         task_transitions.notify_client(state, task, client.peer)
@@ -239,6 +267,16 @@ def _query(state: State, client: Client, message: m.Query) -> None:
             raise ProtocolError(f"wait_for_workers takes a number of workers, not {message.arguments!r}")
         goal = WorkerCount(int(message.arguments[0]))
         state.pending.add(PendingRequest(client.peer, message.request, goal))
+        return
+    if message.what == "task_stream":
+        record = state.run_record or RunRecord()
+        runs = record.between(message.arguments)
+        record.clients[client.peer] = None
+        state.run_record = record
+        state.send(client.peer, m.Reply(message.request, runs))
+        return
+    if message.what in ("logs", "versions"):
+        state.requests.append(ServiceQuestion(client.peer, message.request, message.what, message.arguments))
         return
     state.send(client.peer, m.Reply(message.request, answer(state, message.what, message.arguments)))
 
@@ -308,6 +346,8 @@ FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
     m.Inventory: reconnect.reconcile,
     m.Drain: retirement.drain,
     m.NotAcquired: retirement.not_acquired,
+    m.PluginDone: plugins.worker_done,
+    m.LogEvent: log_event,
 }
 FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Blob: receive,
@@ -328,9 +368,15 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Replicate: replication.replicate,
     m.Coordinate: coordinate,
     m.EndRequest: end_request,
+    m.SetMetadata: set_metadata,
+    m.RegisterPlugin: plugins.register,
+    m.UnregisterPlugin: plugins.unregister,
+    m.LogEvent: log_event,
+    m.Subscribe: subscribe,
     m.Shutdown: _shutdown,
 }
 FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {
     m.WorkerAlive: reconnect.nanny_heartbeat,
     m.WorkerExited: reconnect.worker_exited,
+    m.PluginDone: plugins.nanny_done,
 }

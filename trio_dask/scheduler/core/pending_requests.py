@@ -17,13 +17,13 @@ _NEVER: Final = float("inf")
 
 
 class WorkerCount(NamedTuple):
-    """Wait until this many workers have a session."""
+    """Wait until this many workers have a session, and have set up their plugins."""
 
     number: int
 
     def answer(self, state: State, *, late: bool) -> Any:
         """The number of workers, or None if there are too few."""
-        count = len(state.workers)
+        count = sum(not worker.setting_up for worker in state.workers.values())
         return count if late or count >= self.number else None
 
 
@@ -106,6 +106,10 @@ class PendingRequests:
                 del pending.goal.remaining[worker]
                 pending.goal.left.append(worker.info.name)
             self.due_at = -_NEVER
+
+    def worker_ready(self) -> None:
+        """A worker has set up its plugins."""
+        self.due_at = -_NEVER
 
     def replicas_came(self) -> None:
         """A worker has copied results."""

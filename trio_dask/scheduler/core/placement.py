@@ -150,6 +150,15 @@ def register_eligible(queue: Queue, worker: Worker) -> None:
         worker.queues.append(queue)
 
 
+def keep_off(state: State, task: Task, worker: Worker) -> None:
+    """Have this task run on another worker, if any other may run it."""
+    options = task.options
+    others = tuple(other.info.name for other in queue_for(state, options).eligible if other is not worker)
+    if others:
+        lenient = options.allow_other_workers or not options.workers
+        task.options = options._replace(workers=others, allow_other_workers=lenient)
+
+
 def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
     """Give a task to a worker."""
     state.last_run = run = RunId(state.last_run + 1)
@@ -222,6 +231,8 @@ def _extra(task: Task) -> dict[str, object]:
         extra["priority"] = -task.options.priority
     if task.options.time_limit_s is not None:
         extra["time_limit"] = task.options.time_limit_s
+    if task.options.actor:
+        extra["actor"] = True
     if task.history is not None:
         extra["attempt"] = task.history.attempts
         if task.history.suspect:

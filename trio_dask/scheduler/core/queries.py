@@ -8,8 +8,11 @@ from operator import attrgetter
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
+from trio_dask.scheduler.core.explanations import explain
+from trio_dask.scheduler.core.metadata import get_metadata, task_mark, tasks_since
 from trio_dask.scheduler.core.state import State, Task, Worker
 from trio_dask.scheduler.core.task_states import Erred, InMemory, Processing
+from trio_dask.scheduler.core.topic_handlers import events
 from trio_dask.scheduler.core.worker_states import Away
 
 
@@ -71,6 +74,7 @@ def _scheduler_info(state: State, names: tuple[str, ...]) -> dict[str, Any]:
                 "slots": worker.slots,
                 "resources": dict(worker.info.resources),
                 "managed_bytes": worker.managed_bytes,
+                "nanny": bool(worker.info.process),
                 **_describe(worker),
             }
             for worker in _workers(state, names)
@@ -215,5 +219,10 @@ _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "story": _story,
     "fence": _fence,
     "call": _call,
+    "metadata": get_metadata,
+    "task_mark": task_mark,
+    "tasks_since": tasks_since,
     "remaining": _remaining,
+    "events": events,
+    "explain": explain,
 }

@@ -16,8 +16,10 @@ def replicate(state: State, client: Client, message: Replicate) -> None:
         task, worker = state.tasks.get(key), state.addresses.get(address)
         if task is None or worker is None or not isinstance(task.phase, InMemory):
             continue
-        if worker in task.phase.holders and any(
-            holder.phase.has_session for holder in task.phase.holders if holder is not worker
+        if (
+            worker in task.phase.holders
+            and not task.options.actor
+            and any(holder.phase.has_session for holder in task.phase.holders if holder is not worker)
         ):
             state.free(worker.peer, key)
             remove_replica(state, task, worker, f"client {client.name} wants fewer copies")
@@ -27,7 +29,7 @@ def replicate(state: State, client: Client, message: Replicate) -> None:
         task, worker = state.tasks.get(key), state.addresses.get(address)
         if task is None or worker is None or not isinstance(task.phase, InMemory) or not worker.phase.has_session:
             continue
-        if worker not in task.phase.holders:
+        if worker not in task.phase.holders and not task.options.actor:
             holders = tuple([holder.info.address for holder in task.phase.holders if holder.phase.has_session])
             orders.setdefault(worker, []).append((key, holders))
             expected[task, worker] = None

@@ -73,11 +73,14 @@ def check_retirements(state: State) -> None:
         if worker.phase is not phase or not isinstance(phase, Retiring):
             continue  # its retirement was called off together with another one
         retirement = phase.retirement
+        actors = _hosted_actors(worker)
+        if actors and (retirement.reason in PATIENT or _call_off(state, worker, retirement, _hosts(worker, actors))):
+            continue
         alone = _held_alone(worker)
         if not alone:
             retirement.copies.clear()
         elif not _have_copied(state, worker, retirement, alone) and (
-            retirement.reason in PATIENT or _call_off(state, worker, retirement, alone)
+            retirement.reason in PATIENT or _call_off(state, worker, retirement, _nowhere(worker, alone))
         ):
             continue
         if not worker.processing and all(target is None for target, _ in retirement.copies.values()):
@@ -110,10 +113,16 @@ def retire(state: State, client: Client, message: Retire) -> None:
             _refuse(state, client.peer, message.request, f"there is no worker {unknown!r}")
             return
     else:
-        ranked = sorted(state.workers.values(), key=lambda worker: (len(worker.processing), worker.managed_bytes))
+        ranked = sorted(
+            state.workers.values(),
+            key=lambda worker: (bool(_hosted_actors(worker)), len(worker.processing), worker.managed_bytes),
+        )
         chosen = [worker for worker in ranked if worker.phase.retirement is None][: max(0, message.number)]
     staying = [worker for worker in state.workers.values() if worker not in chosen and worker.phase.retirement is None]
     for worker in chosen:
+        if actors := _hosted_actors(worker):
+            _refuse(state, client.peer, message.request, _hosts(worker, actors))
+            return
         if not staying and worker.holds:
             _refuse(state, client.peer, message.request, _nowhere(worker, list(worker.holds)))
             return
@@ -144,8 +153,14 @@ def _held_alone(worker: Worker) -> list[Task]:
         task
         for task in worker.holds
         if isinstance(task.phase, InMemory)
+        and not task.options.actor
         and all(holder.phase.retirement is not None for holder in task.phase.holders)
     ]
+
+
+def _hosted_actors(worker: Worker) -> list[Task]:
+    """The actors that live on this worker: they cannot be copied."""
+    return [task for task in worker.holds if task.is_home_of_actor(worker)]
 
 
 def _have_copied(state: State, worker: Worker, retirement: Retirement, alone: list[Task]) -> bool:
@@ -177,8 +192,8 @@ def _have_copied(state: State, worker: Worker, retirement: Retirement, alone: li
     return True
 
 
-def _call_off(state: State, worker: Worker, retirement: Retirement, alone: list[Task]) -> bool:
-    """Keep a worker that a client wanted to retire, since there is no other to take what it holds.
+def _call_off(state: State, worker: Worker, retirement: Retirement, refusal: str) -> bool:
+    """Keep a worker that a client wanted to retire, since no other can take what it holds; `refusal` says so.
 
     False if no client asked for it, or it leaves by itself all the same: such a worker cannot be kept.
     """
@@ -189,7 +204,7 @@ def _call_off(state: State, worker: Worker, retirement: Retirement, alone: list[
     for pending in requests:
         assert isinstance(pending.goal, WorkersGone)
         kept.update(pending.goal.remaining)
-        state.pending.refuse(state, pending, _nowhere(worker, alone))
+        state.pending.refuse(state, pending, refusal)
     for other in kept:
         phase = other.phase
         if phase.retirement is None or phase.retirement.self_initiated:
@@ -205,6 +220,14 @@ def _nowhere(worker: Worker, tasks: list[Task]) -> str:
     return (
         f"worker {worker.info.title} holds the only copies of {len(tasks)} results, and no other worker is there to "
         "take them; start another worker first, or release them"
+    )
+
+
+def _hosts(worker: Worker, actors: list[Task]) -> str:
+    return (
+        f"the actor {actors[0].key!r} lives on worker {worker.info.title}"
+        f"{f', and {len(actors) - 1} more' if len(actors) > 1 else ''}, and would be lost with it; "
+        "release it first, or restart the worker if it may be lost"
     )
 
 

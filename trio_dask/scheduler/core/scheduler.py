@@ -8,8 +8,8 @@ from typing import Any, Final
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Message
-from trio_dask.scheduler.core import admission, clients, idle_timeout, reconnect, retirement, stuck_tasks
+from trio_dask.protocol.messages import Message, Reply
+from trio_dask.scheduler.core import admission, clients, idle_timeout, plugins, reconnect, retirement, stuck_tasks
 from trio_dask.scheduler.core.admission import Outcome
 from trio_dask.scheduler.core.demand import demand, retire_idle
 from trio_dask.scheduler.core.events import EventRing
@@ -17,7 +17,8 @@ from trio_dask.scheduler.core.invariants import check
 from trio_dask.scheduler.core.message_handlers import FROM_CLIENT, FROM_NANNY, FROM_WORKER, restart
 from trio_dask.scheduler.core.placement import place
 from trio_dask.scheduler.core.queries import overview
-from trio_dask.scheduler.core.state import CoreSettings, State
+from trio_dask.scheduler.core.state import CoreSettings, ServiceQuestion, State
+from trio_dask.scheduler.core.topic_handlers import events, publish
 from trio_dask.scheduler.core.work_stealing import balance
 from trio_dask.scheduler.core.worker_membership import remove_worker
 from trio_dask.scheduler.core.worker_states import Away
@@ -70,6 +71,8 @@ class SchedulerCore:
         """A session has ended: announced (`expected`), or lost for the `reason` given. Unknown peers are ignored."""
         state = self._state
         state.now = now
+        if state.plugin_orders:
+            plugins.session_ended(state, peer)
         if (worker := state.workers.get(peer)) is not None:
             if expected:
                 remove_worker(state, worker, reason, expected=True)
@@ -131,6 +134,20 @@ class SchedulerCore:
     def listen(self, events: EventRing, *, to_tasks: bool) -> None:
         """Note what happens among these events from now on; without `to_tasks` not the steps of tasks."""
         self._state.listen(events, to_tasks=to_tasks)
+
+    def log_event(self, topic: str, value: object, nbytes: int, now: float) -> None:
+        """Keep a plain value of this size under a topic, and tell those who hear of it."""
+        self._state.now = now
+        publish(self._state, topic, (value,), nbytes)
+
+    def logged(self, topic: str) -> list[tuple[float, Any]]:
+        """The last events of a topic, each with its time in seconds since 1970."""
+        return events(self._state, (topic,)).get(topic, [])
+
+    def reply(self, question: ServiceQuestion, payload: object) -> None:
+        """The answer to a question of a client, if it is still there."""
+        if question.peer in self._state.clients:
+            self._state.send(question.peer, Reply(question.request, payload))
 
     def restart(self, reason: str, now: float) -> None:
         """Cancel all tasks and have all workers begin afresh."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.hello import Hello
@@ -18,7 +18,9 @@ from trio_dask.scheduler.core.coordination.table import Coordination
 from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
-from trio_dask.scheduler.core.task_states import RELEASED, Phase, Queued, RetryHistory
+from trio_dask.scheduler.core.run_record import RunRecord
+from trio_dask.scheduler.core.task_states import RELEASED, InMemory, Phase, Queued, RetryHistory
+from trio_dask.scheduler.core.topics import Topics
 from trio_dask.scheduler.core.worker_index import WorkerIndex
 from trio_dask.scheduler.core.worker_states import NEW, WorkerPhase
 
@@ -70,6 +72,8 @@ class CoreSettings(NamedTuple):
     idle_timeout_s: float = float("inf")
     stuck_after_s: float = 10.0
     """Tasks that no worker can take are reported after this time."""
+    unix_offset_s: float = 0.0
+    """From the clock of `now` to seconds since 1970."""
     validate: bool = False
 
 
@@ -112,6 +116,8 @@ class TaskOptions(NamedTuple):
     allow_other_workers: bool = False
     resources: tuple[tuple[str, float], ...] = ()
     time_limit_s: float | None = None
+    actor: bool = False
+    """The worker keeps the object that the task makes. The result is a proxy, and stands or falls with that worker."""
 
 
 DEFAULT_OPTIONS: Final = TaskOptions()
@@ -157,8 +163,35 @@ class Task:
     blobs: tuple[StoredBlob, ...] = ()
     token: bytes = b""
 
+    def is_home_of_actor(self, worker: Worker) -> bool:
+        """Whether the result is an actor that lives on this worker; others have copies of its proxy."""
+        return self.options.actor and type(self.phase) is InMemory and self.phase.holders[0] is worker
+
     def __repr__(self) -> str:
         return f"<Task {self.key} {self.phase.state}>"
+
+
+class Plugin(NamedTuple):
+    """A plugin as a client has registered it, opaque; see `plugins`."""
+
+    id: str
+    kind: str
+    name: str
+    data: tuple[bytes, ...]
+
+
+class Order(NamedTuple):
+    """A request to set up or tear down a plugin, the sessions that have not answered, and the outcomes by address.
+
+    An outcome is a pickled exception or None, and its text, which is empty if there was none.
+    """
+
+    client: PeerId
+    request: int
+    plugin: Plugin
+    tears_down: bool
+    waiting: dict[PeerId, None]
+    outcomes: dict[str, tuple[bytes | None, str]]
 
 
 class Queue:
@@ -198,6 +231,8 @@ class Worker:
     """The holders of a result that only this worker has: one tuple for all of them."""
     last_metrics: Mapping[str, object] = field(init=False)
     heard_at: float = 0.0
+    setting_up: dict[str, None] = field(default_factory=dict[str, None])
+    """Plugins that it sets up before it is given work."""
 
     def __post_init__(self) -> None:
         self.capacity = self.info.nthreads
@@ -295,7 +330,16 @@ class LogLine(NamedTuple):
     serious: bool = False
 
 
-Request: TypeAlias = ClosePeer | Stop | LogLine
+class ServiceQuestion(NamedTuple):
+    """A client asks what only the service knows: `logs` or `versions`, with these arguments. It answers by `reply`."""
+
+    peer: PeerId
+    request: int
+    what: str
+    arguments: tuple[str, ...]
+
+
+Request: TypeAlias = ClosePeer | Stop | LogLine | ServiceQuestion
 
 
 class State:
@@ -341,10 +385,22 @@ class State:
         """By session: the nanny's name for the worker process that it last reported alive."""
         self.nanny_of: dict[str, PeerId] = {}
         """By the nanny's name for its process."""
+        self.topics = Topics()
+        self.run_record: RunRecord | None = None
+        """None while no client has asked for it."""
         self.pending = PendingRequests()
         self.coordination = Coordination()
         self.coordinated: dict[Task, int] = {}
-        """Results in queues and variables, or on their way from there to a client: how many times."""
+        """Results in queues, variables and datasets, or on their way from there to a client: how many times."""
+        self.metadata: dict[str, Any] = {}
+        """See `metadata`, which alone works on this and the next two."""
+        self.metadata_of_tasks: dict[Key, Task] = {}
+        """The tasks whose metadata it has, by key."""
+        self.sweep_metadata_at = 100
+        self.plugins: dict[tuple[str, str], Plugin] = {}
+        """By kind and name, in the order in which they are set up."""
+        self.plugin_orders: list[Order] = []
+        self.last_plugin = 0
         self.clients: dict[PeerId, Client] = {}
         """Clients that are away are among them."""
         self.away_clients: dict[PeerId, Client] = {}

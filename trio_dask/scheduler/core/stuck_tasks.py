@@ -167,7 +167,7 @@ def _reasons(state: State, waiting: Mapping[Queue, Iterable[Key]]) -> tuple[tupl
             if left < 0:
                 break
             told.append(key)
-        reasons.append((_reason(state, queue.options), tuple(told)))
+        reasons.append((reason_of(state, queue.options), tuple(told)))
     return tuple(reasons)
 
 
@@ -177,7 +177,7 @@ def _reasons(state: State, waiting: Mapping[Queue, Iterable[Key]]) -> tuple[tupl
 def _sentence(state: State, counts: Mapping[Queue, int], partial: Collection[Queue]) -> str:
     parts = [
         f"{count}{'+' if queue in partial else ''} {'tasks wait' if count > 1 else 'task waits'}: "
-        f"{_reason(state, queue.options)}"
+        f"{reason_of(state, queue.options)}"
         for queue, count in list(counts.items())[:MOST_REASONS]
     ]
     more = len(counts) - MOST_REASONS
@@ -186,7 +186,8 @@ def _sentence(state: State, counts: Mapping[Queue, int], partial: Collection[Que
     return "; ".join(parts)
 
 
-def _reason(state: State, options: TaskOptions) -> str:
+def reason_of(state: State, options: TaskOptions) -> str:
+    """Why no worker takes tasks with these demands."""
     if not state.workers:
         return NOBODY
     names = _listed(options.workers)

@@ -222,20 +222,24 @@ def remove_replica(state: State, task: Task, worker: Worker, why: str) -> None:
     worker.holds.pop(task, None)
     if type(phase) is not InMemory or worker not in phase.holders:
         return
+    is_home = task.is_home_of_actor(worker)
     worker.managed_bytes -= phase.nbytes
     state.index.mark_dirty(worker)
-    if len(phase.holders) > 1:
+    if is_home:
+        phase.holders = phase.holders[1:]
+        _free(state, task, phase)
+    elif len(phase.holders) > 1:
         phase.holders = tuple(holder for holder in phase.holders if holder is not worker)
         for holder in phase.holders:
             state.index.mark_dirty(holder)  # it may be retiring, and the only one with the result now
         return
-    if task.function is None:
+    if task.function is None or is_home:
         if not task.wanted and not task.waiters:
             move(state, task, RELEASED, why)
             release_unneeded(state, [task])
         else:
             _inputs_lost(state, task, why)
-            fail(state, task, _irrecoverable(task))
+            fail(state, task, _actor_lost(task, why) if is_home else _irrecoverable(task))
         return
     move(state, task, RELEASED, why)
     _inputs_lost(state, task, why)
@@ -502,6 +506,10 @@ def _free(state: State, task: Task, phase: InMemory) -> None:
         elif type(holder.phase) is not Away:
             state.free(holder.peer, task.key)
             state.index.mark_dirty(holder)
+
+
+def _actor_lost(task: Task, why: str) -> Failure:
+    return Failure(task.key, "actor", None, f"the actor {task.key!r} is lost, since it lived on one worker: {why}", {})
 
 
 def _irrecoverable(task: Task) -> Failure:

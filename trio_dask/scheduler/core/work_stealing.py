@@ -45,10 +45,27 @@ def _from_backlogs(state: State, thief: Worker) -> bool:
             backlog.take()
             assign(state, task, thief, 0)
             taken = True
+        taken = _from_queues_of(state, victim, thief) or taken
         if not state.index.has_room(thief) or len(thief.processing) >= thief.slots:
             break
     if taken:
         state.index.update(thief)
+    return taken
+
+
+def _from_queues_of(state: State, victim: Worker, thief: Worker) -> bool:
+    """Take tasks that wait for the victim by name, and may run on other workers as well."""
+    taken = False
+    for queue in islice(victim.queues, EXAMINED):
+        while len(thief.processing) < thief.slots and (task := queue.tasks.first()) is not None:
+            options = task.options
+            if not options.allow_other_workers or options.resources:
+                break
+            if _moving_s(state, task, thief) > victim.occupancy_s / max(victim.slots, 1):
+                break
+            queue.tasks.take()
+            assign(state, task, thief, 0)
+            taken = True
     return taken
 
 

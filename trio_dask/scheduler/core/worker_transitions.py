@@ -78,7 +78,7 @@ def leave_tables(state: State, worker: Worker) -> None:
 
 def _enable_worker(state: State, worker: Worker) -> None:
     """Give a worker its slots, and a place at every queue whose demands it meets."""
-    worker.slots = worker.capacity
+    worker.slots = 0 if worker.setting_up else worker.capacity
     if state.stuck_at < float("inf"):
         check_soon(state)
     state.queue.eligible[worker] = None
@@ -131,7 +131,7 @@ def set_capacity(state: State, worker: Worker, slots: int) -> None:
     """A worker can run this many tasks at once from now on."""
     worker.capacity = slots
     if worker.phase is HERE:
-        worker.slots = slots
+        worker.slots = slots = 0 if worker.setting_up else slots
         state.index.mark_dirty(worker)
         state.index.update(worker)
         if not slots:

@@ -6,7 +6,7 @@ from enum import Enum
 from typing import NamedTuple, NewType
 
 from trio_dask.ids import Digest, Key
-from trio_dask.protocol.messages import FromWorker, Run
+from trio_dask.protocol.messages import FromWorker, Run, SetUpPlugin, TearDownPlugin
 
 FetchId = NewType("FetchId", int)
 """Names one attempt to fetch from one peer; minted by the core, counting up."""
@@ -59,7 +59,7 @@ class EndSession(NamedTuple):
     then: Then
 
 
-Request = CancelRun | StartFetch | CancelFetch | FreeKeys | ForgetFunctions | EndSession
+Request = CancelRun | StartFetch | CancelFetch | FreeKeys | ForgetFunctions | SetUpPlugin | TearDownPlugin | EndSession
 
 
 class Effects(NamedTuple):

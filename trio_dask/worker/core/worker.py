@@ -275,6 +275,12 @@ class WorkerCore:
         # The scheduler has not heard of a result that crosses its cancellation, so it will not free it.
         self._free([key for number in message.runs if (key := self.held.results.get(number)) is not None])
 
+    def _set_up_plugin(self, message: m.SetUpPlugin, now: float) -> None:
+        self._requests.append(message)
+
+    def _tear_down_plugin(self, message: m.TearDownPlugin, now: float) -> None:
+        self._requests.append(message)
+
     def _leave(self, message: m.Leave, now: float) -> None:
         self._requests.append(EndSession(message.reason, Then.RESTART if message.restart else Then.LEAVE))
 
@@ -289,6 +295,8 @@ class WorkerCore:
         m.Acquire: _acquire,
         m.ReturnRuns: _return_runs,
         m.CancelRuns: _cancel_runs,
+        m.SetUpPlugin: _set_up_plugin,
+        m.TearDownPlugin: _tear_down_plugin,
         m.Leave: _leave,
         m.SchedulerStops: _scheduler_stops,
     }
@@ -324,6 +332,10 @@ class WorkerCore:
     def declined(self, run: m.Run) -> None:
         """A slot has taken this run and does not begin it: the worker's `max_tasks` have begun."""
         self._ended_without(run, m.RunsReturned((run.run,)))
+
+    def rescheduled(self, run: m.Run, duration_s: float) -> None:
+        """A task has asked to be run elsewhere."""
+        self._ended_without(run, m.RunFailed(run.run, "reschedule", None, "", duration_s))
 
     def input_gone(self, run: m.Run, key: Key) -> None:
         """A slot has taken this run, and an input is not here any more."""

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId
+from trio_dask.scheduler.core.coordination.datasets import Datasets
 from trio_dask.scheduler.core.coordination.event import Event
 from trio_dask.scheduler.core.coordination.multi_lock import MultiLocks
 from trio_dask.scheduler.core.coordination.queue import Queue
@@ -18,6 +19,7 @@ from trio_dask.scheduler.core.coordination.semaphore import Lock, Semaphore
 from trio_dask.scheduler.core.coordination.variable import Variable
 
 KINDS: Final[Mapping[str, Callable[[Effects], Primitive]]] = {
+    "dataset": Datasets,
     "event": Event,
     "lock": Lock,
     "multilock": MultiLocks,

@@ -1,4 +1,4 @@
-"""Values in queues and variables, opaque, and on their way from there to clients."""
+"""Values in queues, variables and datasets, opaque, and on their way from there to clients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def item_of(given: Any) -> Item:
     """The item that a client has sent. Raises `ProtocolError` if it is none."""
     if is_row(given, tuple) and len(given) == 2 and is_row(given[0], bytes) and is_row(given[1], str):
         return Item(*given)
-    raise ProtocolError("a value for a queue or variable consists of frames and keys")
+    raise ProtocolError("a value that is kept consists of frames and keys")
 
 
 class Deliveries:

@@ -1,0 +1,48 @@
+"""Shows here what tasks print and warn of elsewhere: the events of the topics `print` and `warn`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any, cast
+
+
+def show_print(event: tuple[float, Any]) -> None:
+    """Print what `trio_dask.print` printed in a task of another process; any other value as it is."""
+    _, told = event
+    if not isinstance(told, Mapping):
+        print(told)
+        return
+    message = cast("Mapping[str, Any]", told)
+    if _is_from_here(message):
+        return
+    if not isinstance(message.get("args"), tuple):
+        raise TypeError(f"an event of topic 'print' has its texts in a tuple 'args', not in {message!r:.60}")
+    streams = {None: None, 1: sys.stdout, 2: sys.stderr}
+    if message.get("file") not in streams:
+        raise TypeError(f"the 'file' of an event of topic 'print' is 1 or 2, not {message['file']!r:.60}")
+    stream = streams[message.get("file")]
+    flush = bool(message.get("flush"))
+    print(*message["args"], sep=message.get("sep"), end=message.get("end"), file=stream, flush=flush)
+
+
+def show_warning(event: tuple[float, Any]) -> None:
+    """Warn of what `trio_dask.warn` warned of in a task of another process; of any other value as it is."""
+    _, told = event
+    if not isinstance(told, Mapping):
+        warnings.warn(told, stacklevel=2)
+        return
+    message = cast("Mapping[str, Any]", told)
+    if _is_from_here(message):
+        return
+    if "message" not in message:
+        raise TypeError(f"an event of topic 'warn' has a 'message', which {message!r:.60} lacks")
+    warnings.warn(message["message"], category=message.get("category"), stacklevel=2)
+
+
+def _is_from_here(message: Mapping[str, Any]) -> bool:
+    """Whether the task ran in this process, where it has been shown."""
+    return message.get("process") == (socket.gethostname(), os.getpid())

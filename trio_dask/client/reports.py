@@ -1,0 +1,113 @@
+"""Blocks of which one sees what ran: `get_task_stream`, and `performance_report`, whose page opens offline."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import trio
+
+from trio_dask.client.current_client import get_client
+from trio_dask.client.report_page import page
+from trio_dask.client.task_stream import STREAM_FILE, Runs, write_page
+
+
+class get_task_stream:
+    """What ran during a block, `with` for a blocking client and `async with` under Trio; afterwards in `data`.
+
+        with get_task_stream() as stream:
+            client.gather(client.map(f, range(100)))
+        print(stream.data)
+
+    Args:
+      client: by default that of `get_client()`.
+      plot: write it as a page into the file `filename` as well.
+    """
+
+    def __init__(
+        self, client: Any = None, plot: bool | str = False, filename: str | os.PathLike[str] = STREAM_FILE
+    ) -> None:
+        self.data: list[dict[str, Any]] = []
+        self._client = client
+        self._options = {"plot": plot, "filename": filename}
+        self._start = 0.0
+
+    def __enter__(self) -> get_task_stream:
+        self._client = get_client() if self._client is None else self._client
+        self._client.get_task_stream(count=0)
+        self._start = time.time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.data += self._client.get_task_stream(start=self._start, **self._options)
+
+    async def __aenter__(self) -> get_task_stream:
+        self._client = get_client() if self._client is None else self._client
+        await self._client.get_task_stream(count=0)
+        self._start = time.time()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._finish()  # noqa: ASYNC102 - once cancelled, it gives nothing
+
+    async def _finish(self) -> None:
+        self.data += await self._client.get_task_stream(start=self._start, **self._options)
+
+
+class performance_report:
+    """Writes a page about what ran during a block, `with` for a blocking client and `async with` under Trio.
+
+        with performance_report(filename="report.html"):
+            client.gather(client.map(f, range(100)))
+
+    The page has a summary, the workers, and the task stream. It is one file, and loads nothing.
+
+    Args:
+      filename: of the page.
+      client: by default that of `get_client()`.
+    """
+
+    def __init__(self, filename: str | os.PathLike[str] = "dask-report.html", *, client: Any = None) -> None:
+        self._filename = filename
+        self._client = client
+        self._start = 0.0
+
+    def __enter__(self) -> performance_report:
+        self._client = get_client() if self._client is None else self._client
+        self._client.get_task_stream(count=0)
+        self._start = time.time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        runs = self._client.get_task_stream(start=self._start)
+        write_page(self._filename, self._page(runs, self._client.scheduler_info()))
+
+    async def __aenter__(self) -> performance_report:
+        self._client = get_client() if self._client is None else self._client
+        await self._client.get_task_stream(count=0)
+        self._start = time.time()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._finish()  # noqa: ASYNC102 - once cancelled, it writes nothing
+
+    async def _finish(self) -> None:
+        runs = await self._client.get_task_stream(start=self._start)
+        text = self._page(runs, await self._client.scheduler_info())
+        await trio.to_thread.run_sync(write_page, self._filename, text)
+
+    def _page(self, runs: Runs, info: dict[str, Any]) -> str:
+        elapsed_s = time.time() - self._start
+        busy_s = sum(run["startstops"][0]["stop"] - run["startstops"][0]["start"] for run in runs)
+        threads = info["total_threads"]
+        summary = [
+            ("Duration", f"{elapsed_s:.2f} s"),
+            ("Runs of tasks", f"{len(runs)}"),
+            ("Failed", f"{sum(run['status'] != 'OK' for run in runs)}"),
+            ("Time in tasks", f"{busy_s:.2f} s"),
+            ("Threads in use", f"{busy_s / elapsed_s / threads:.0%} of {threads}" if threads and elapsed_s else "none"),
+            ("Workers", f"{info['n_workers']}"),
+            ("Scheduler", f"{info['address']}"),
+        ]
+        return page("Performance report", summary, runs)

@@ -1,0 +1,51 @@
+"""`print` and `warn` for tasks: what they show appears where the worker writes, and at the clients."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import socket
+import sys
+import warnings
+from typing import Any, TextIO
+
+from trio_dask.worker.task_context import current_task
+
+
+def print(
+    *args: object, sep: str | None = " ", end: str | None = "\n", file: TextIO | None = None, flush: bool = False
+) -> None:
+    """Print here and, if a task calls it, at all clients as well; the arguments are those of `print`.
+
+    Raises:
+      TypeError: a task prints to another file than `sys.stdout` and `sys.stderr`.
+    """
+    task = current_task()
+    if task is not None:
+        streams = {None: None, sys.stdout: 1, sys.stderr: 2}
+        if file not in streams:
+            raise TypeError(f"a task prints to sys.stdout or sys.stderr, not to {file!r:.60}")
+        message = {"args": tuple(map(str, args)), "sep": sep, "end": end, "file": streams[file], "flush": flush}
+        task.worker.log_event("print", {**message, "process": _process()})
+    builtins.print(*args, sep=sep, end=end, file=file, flush=bool(flush))
+
+
+def warn(
+    message: str | Warning,
+    category: type[Warning] | None = UserWarning,
+    stacklevel: int = 1,
+    source: Any = None,
+) -> None:
+    """Warn here and, if a task calls it, at all clients as well; the arguments are those of `warnings.warn`.
+
+    Clients apply their own filters.
+    """
+    task = current_task()
+    if task is not None:
+        task.worker.log_event("warn", {"message": message, "category": category, "process": _process()})
+    warnings.warn(message, category, stacklevel + 1, source)
+
+
+def _process() -> tuple[str, int]:
+    """Clients in this process have shown it already."""
+    return socket.gethostname(), os.getpid()
