@@ -6,9 +6,11 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
-from trio_dask.retry_policy import CLIENTS, SOUND_SESSION_S, WORKERS, Backoff, RetryPolicy
+from trio_dask.errors import NoScheduler, ProtocolError, ProvenRefusal, RefusedError, UnavailableError, UsageError
+from trio_dask.retry_policy import CLIENTS, SOUND_SESSION_S, UNPROVEN_REFUSAL_S, WORKERS, Backoff, RetryPolicy
 
 
 def longest(low: float, high: float) -> float:
@@ -119,7 +121,7 @@ def test_what_answers_in_another_language_is_hopeless_for_those_that_say_so() ->
 
 
 def test_a_refusal_is_final_unless_the_scheduler_may_not_have_noticed_a_lost_session_yet() -> None:
-    refused = RefusedError("there is such a worker")
+    refused = ProvenRefusal("there is such a worker")
     assert policy(refusal_may_pass_s=60.0).is_final(refused, 0.0)
     found = policy(refusal_may_pass_s=60.0)
     found.connected(0.0)
@@ -127,3 +129,22 @@ def test_a_refusal_is_final_unless_the_scheduler_may_not_have_noticed_a_lost_ses
     assert not found.is_final(refused, 159.0)
     assert found.is_final(refused, 160.0)
     assert policy(was_connected=True).is_final(refused, 0.0)
+
+
+@given(away_s=st.integers(0, 10**9), refused_s=st.integers(0, int(UNPROVEN_REFUSAL_S) - 1))
+def test_a_refusal_without_proof_is_final_only_at_the_start_or_after_an_hour_of_them(
+    away_s: int, refused_s: int
+) -> None:
+    """Whatever listens at the scheduler's port after it is gone cannot soon end what was connected."""
+    refused = RefusedError("versions do not match, says what listens there")
+    assert policy(refusal_may_pass_s=60.0).is_final(refused, 0.0)
+    found = policy(refusal_may_pass_s=60.0)
+    found.connected(0.0)
+    found.lost_contact(0.0)
+    assert not found.is_final(refused, away_s)
+    assert not found.is_final(NoScheduler("nothing listens there for a moment"), away_s)
+    assert not found.is_final(refused, away_s + refused_s)
+    assert found.is_final(refused, away_s + UNPROVEN_REFUSAL_S)
+    found.connected(away_s + 5000.0)
+    found.lost_contact(away_s + 6000.0)
+    assert not found.is_final(refused, away_s + 6000.0)

@@ -42,6 +42,13 @@ class RefusedError(TrioDaskError, ConnectionError):
         self.kind = kind
 
 
+class ProvenRefusal(RefusedError):
+    """A refusal of a peer that has proved to have the cluster's key, or of one without a key to a caller without one.
+
+    Any other refusal may come from a program that does not belong to the cluster.
+    """
+
+
 class NoScheduler(TrioDaskError, OSError):
     """No scheduler could be reached; the message classifies why (nothing listens, no answer, name not known, ...)."""
 

@@ -9,10 +9,17 @@ import math
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from trio_dask.errors import NoScheduler, RefusedError
+from trio_dask.errors import NoScheduler, ProvenRefusal, RefusedError
 
 SOUND_SESSION_S: Final = 10.0
 """After two shorter sessions in a row, pauses keep growing."""
+
+UNPROVEN_REFUSAL_S: Final = 3600.0
+"""How long anything at the scheduler's port has to refuse us without a proof until we believe it.
+
+A scheduler of another release or with another key cannot prove itself, so this is how long a worker without a death
+timeout outlives such a change. It is also how long a stranger has to hold the port to end that worker.
+"""
 
 
 class Backoff(NamedTuple):
@@ -62,6 +69,8 @@ class RetryPolicy:
         self._pause_s = backoff.first_s
         self._began_at = now
         self._was_short = False
+        self._refused_since = math.inf
+        """When the first refusal without a proof came since the last session."""
 
     @property
     def deadline(self) -> float:
@@ -71,7 +80,7 @@ class RetryPolicy:
     def connected(self, now: float) -> None:
         """A session has begun."""
         self.was_connected = True
-        self.away_since = math.inf
+        self.away_since = self._refused_since = math.inf
         self._began_at = now
 
     def lost_contact(self, now: float, silent_s: float = 0.0) -> None:
@@ -99,12 +108,16 @@ class RetryPolicy:
         return pause_s
 
     def is_final(self, error: Exception, now: float) -> bool:
-        """Whether trying again is useless.
+        """Whether trying again is useless after this error, which has come now.
 
-        What worked once may fail for a while: a file that is being replaced, a network that is down.
+        What worked once may fail for a while: a file that is being replaced, a network that is down, or another program
+        at the scheduler's port, which must not be able to end us soon.
         """
+        if not self.was_connected:
+            return not isinstance(error, NoScheduler) or isinstance(error.__cause__, self._hopeless)
+        if isinstance(error, ProvenRefusal):
+            return now >= self.away_since + self._refusal_may_pass_s
         if isinstance(error, RefusedError):
-            return not (self.was_connected and now < self.away_since + self._refusal_may_pass_s)
-        if self.was_connected:
-            return False
-        return not isinstance(error, NoScheduler) or isinstance(error.__cause__, self._hopeless)
+            self._refused_since = min(self._refused_since, now)
+            return now >= self._refused_since + UNPROVEN_REFUSAL_S
+        return False

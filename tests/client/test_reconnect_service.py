@@ -10,8 +10,9 @@ import pytest
 import trio
 import trio.testing
 
+from tests.client.cluster import MiniCluster, make_engine
 from trio_dask import AsyncClient, NoScheduler, SchedulerLost, open_local_cluster
-from trio_dask.client.shared_state import Connected
+from trio_dask.client.shared_state import Connected, Connection
 from trio_dask.comm import ConnectionLost
 from trio_dask.config import SchedulerSettings
 from trio_dask.scheduler.service import run_scheduler
@@ -273,3 +274,17 @@ async def test_a_client_that_breaks_the_protocol_is_not_kept(
         assert future.status == "lost"
         assert (await client.scheduler_info())["tasks"] == 0
         assert len((await client.scheduler_info())["clients"]) == 1
+
+
+async def test_a_client_that_is_cancelled_as_its_connection_comes_leaves_it_to_nobody() -> None:
+    cluster = MiniCluster()
+
+    async def dial_and_be_cancelled(lost: str, received: int) -> Connection:
+        connection = await cluster.dial(lost, received)
+        scope.cancel()
+        return connection
+
+    with trio.CancelScope() as scope:
+        await make_engine(cluster, dial_and_be_cancelled).link.serve()
+    with trio.fail_after(5):
+        await cluster.session.over.wait()

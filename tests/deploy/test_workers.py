@@ -55,6 +55,7 @@ class _Nanny:
     """One whose worker is killed while it has something on disk."""
 
     error = None
+    why_waiting = ""
 
     def __init__(self, settings: Any, program: Any, **options: Any) -> None:
         self._folder = settings.worker.local_directory

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,10 +17,11 @@ import trio
 
 from tests.openings import prover
 from tests.programs.programs import Program, scheduler, until
+from tests.programs.sites import open_site
 from trio_dask import Client
 from trio_dask.comm import Endpoint, open_connection, parse_address
 from trio_dask.processes.environment import raise_file_limit
-from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.hello import Hello, Refusal, encode_envelope
 from trio_dask.protocol.opening import CallerOpening
 from trio_dask.security.cluster_key import ClusterKey
 
@@ -169,6 +172,61 @@ def test_a_thousand_friends_of_one_address_all_get_in_together() -> None:
         running.process.terminate()
         running.end()
         assert complaints(running) == []
+
+
+def pids_of(client: Client) -> list[int]:
+    return sorted(info["pid"] for info in client.scheduler_info()["workers"].values())
+
+
+IMPATIENT = """
+from trio_dask import __main__, parsing
+parsing.LEAST_SILENCE_S = 4.0
+__main__.main()
+"""
+"""A worker that would believe a refusal with a proof eight seconds after it has lost its scheduler."""
+
+
+class Impostor:
+    """Listens where a scheduler was, and refuses whatever calls, without a proof."""
+
+    def __init__(self, port: int) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self._thread = threading.Thread(target=self._refuse)
+        self._thread.start()
+
+    def _refuse(self) -> None:
+        with suppress(OSError):  # it is closed
+            while True:
+                caller, _ = self._listener.accept()
+                with caller, suppress(OSError):
+                    caller.recv(4096)
+                    caller.sendall(encode_envelope(Refusal("versions do not match", "version")))
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+
+def test_a_stranger_at_the_port_of_a_killed_scheduler_ends_no_worker(tmp_path: Path) -> None:
+    with open_site(tmp_path) as site:
+        boss = site.scheduler()
+        arguments = ("worker", boss.address, "--nthreads", "1")
+        workers = [
+            site.start(*arguments, kind, code=IMPATIENT, DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP="4s")
+            for kind in ("--nanny", "--no-nanny")
+        ]
+        with Client(boss.address) as client:
+            client.wait_for_workers(2, timeout=20)
+            before = pids_of(client)
+        boss.program.stop(signal.SIGKILL)
+        with closing(Impostor(boss.port)):
+            for worker in workers:
+                worker.wait_for("Not connected: .* without a proof .*: versions do not match")
+        site.scheduler(port=boss.port)
+        with Client(boss.address) as client:
+            client.wait_for_workers(2, timeout=20)
+            assert pids_of(client) == before, "the processes are the same"
 
 
 @pytest.mark.soak

@@ -185,7 +185,8 @@ async def test_a_plugin_that_blocks_delays_nobody(
 async def test_events_that_a_slow_plugin_misses_are_counted(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugins, "EventRing", partial(EventRing, 2))
+    ring = EventRing(2)
+    monkeypatch.setattr(plugins, "EventRing", lambda: ring)
     entered, released = threading.Event(), threading.Event()
 
     class Slow(Recorder):
@@ -200,11 +201,13 @@ async def test_events_that_a_slow_plugin_misses_are_counted(
             await connect("worker"),
             await connect("client") as client,
         ):
-            await until(entered.is_set)
-            client.send_many_nowait(submit(*"abcdef"))
-            client.flush_nowait()
-            await trio.sleep(0.05)
-            released.set()
+            try:
+                await until(entered.is_set)
+                client.send_many_nowait(submit(*"abcdef"))
+                client.flush_nowait()
+                await until(lambda: ring._noted > 2)
+            finally:
+                released.set()
             await until(lambda: said(caplog))
     assert said(caplog)[0].startswith("Plugins are slower than the cluster: they were not told of ")
 

@@ -130,3 +130,14 @@ async def test_idle_channels_are_closed_after_a_while() -> None:
     await kit.fetch("b")
     kit.peers.close_idle()
     assert [channel.aborted for channel in kit.opened] == [True, True]
+
+
+async def test_a_channel_in_use_when_all_are_closed_is_closed_after_its_use() -> None:
+    def close_and_answer(key: str) -> tuple[Any, Sequence[bytes]]:
+        kit.peers.close()
+        return value(key)
+
+    kit = Kit(close_and_answer)
+    await kit.fetch("a")
+    assert kit.taken == {"a": [b"a"]}
+    assert [channel.aborted for channel in kit.opened] == [True]

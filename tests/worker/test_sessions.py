@@ -17,7 +17,7 @@ from trio_dask import retry_policy
 from trio_dask.comm import Address, joining
 from trio_dask.comm.inproc import bind_memory
 from trio_dask.config import WorkerSettings
-from trio_dask.errors import NoScheduler, RefusedError, UsageError
+from trio_dask.errors import NoScheduler, RefusedError, UnavailableError
 from trio_dask.ids import RunId
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import (
@@ -32,6 +32,7 @@ from trio_dask.protocol.messages import (
     SchedulerStops,
     ToWorker,
 )
+from trio_dask.retry_policy import UNPROVEN_REFUSAL_S
 from trio_dask.scheduler_file import FoundScheduler
 from trio_dask.worker import service
 from trio_dask.worker.core_driver import CoreDriver
@@ -128,6 +129,42 @@ async def test_a_refusal_that_outlasts_the_old_session_ends_the_worker(autojump_
                 await nursery.start(run_worker, scheduler.settings)
                 scheduler.refusal = "refused for good"
                 (await scheduler.next_session()).connection.abort()
+
+
+async def meet_impostor(*_: object, **__: object) -> None:
+    """What listens at the port of a scheduler that is gone may be anybody."""
+    await trio.lowlevel.checkpoint()
+    raise RefusedError("versions do not match, says an impostor")
+
+
+async def test_a_refusal_without_proof_after_a_loss_is_said_once_and_ends_no_worker_for_an_hour(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_scheduler(silence_s=60) as scheduler, trio.open_nursery() as nursery:
+        await nursery.start(run_worker, scheduler.settings)
+        session = await scheduler.next_session()
+        with monkeypatch.context() as patch:
+            patch.setattr(service, "connect", meet_impostor)
+            session.connection.abort()
+            await trio.sleep(UNPROVEN_REFUSAL_S - 10)
+        await scheduler.next_session()
+        nursery.cancel_scope.cancel()
+    assert len([record for record in caplog.records if "an impostor" in record.getMessage()]) == 1
+
+
+async def test_a_worker_that_is_refused_without_proof_does_not_try_for_ever(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler may have come back with another release or another key, and no death timeout is set."""
+    async with open_scheduler() as scheduler:
+        with pytest.RaisesGroup(pytest.RaisesExc(RefusedError, match="an impostor")):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(run_worker, scheduler.settings)
+                session = await scheduler.next_session()
+                monkeypatch.setattr(service, "connect", meet_impostor)
+                lost_at = trio.current_time()
+                session.connection.abort()
+        assert UNPROVEN_REFUSAL_S <= trio.current_time() - lost_at < UNPROVEN_REFUSAL_S + 10
 
 
 @pytest.mark.parametrize(
@@ -238,10 +275,10 @@ async def test_a_scheduler_file_is_waited_for_and_read_anew(autojump_clock: Mock
         nursery.cancel_scope.cancel()
 
 
-async def test_a_file_that_is_no_scheduler_file_is_wrong_usage(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_a_file_that_is_no_scheduler_file_cannot_be_used(autojump_clock: MockClock, tmp_path: Path) -> None:
     path = tmp_path / "scheduler.json"
     path.write_text("[]")
-    with pytest.raises(UsageError, match="contains no address"):
+    with pytest.raises(UnavailableError, match="contains no address"):
         await run_worker(WorkerSettings(scheduler_file=str(path)))
 
 

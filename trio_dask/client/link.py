@@ -97,7 +97,11 @@ class Link:
                     if connection is not None:
                         with trio.CancelScope(shield=outlive_cancellation):
                             async with trio.open_nursery() as nursery:
-                                await nursery.start(self._calls.host)
+                                try:
+                                    await nursery.start(self._calls.host)
+                                except BaseException:  # cancelled, most likely; nobody else has the connection yet
+                                    connection.abort()
+                                    raise
                                 await self._stay_connected(connection, task_status.started)
                 except (NoScheduler, RefusedError) as error:
                     self._close(Ended(lost=True, text=str(error)))

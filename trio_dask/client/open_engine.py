@@ -22,7 +22,7 @@ from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.joining import scheduler_endpoint
 from trio_dask.config import ClientSettings
 from trio_dask.configuration import Found, configured, configured_scheduler, load
-from trio_dask.errors import NoScheduler, ProtocolError, UnavailableError, UsageError
+from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.link import LinkLimits
@@ -176,7 +176,7 @@ async def _dial(
     The tries are short at first: TCP repeats lost packets only after ever longer pauses.
 
     Raises `NoScheduler` with the reason of the last try, `UnavailableError` or `UsageError` about the scheduler file,
-    and `RefusedError` at once.
+    and `RefusedError`: at once at the start, and later if it is proven.
     """
     retries = RetryPolicy(
         CLIENTS,
@@ -195,7 +195,7 @@ async def _dial(
             endpoint = scheduler_endpoint(settings, "client", limits, tls=tls)
             timeout_s = max(min(left_s, try_s), CLIENTS.first_s)
             connection = await connect(endpoint, hello, nursery=engine.link.transports, timeout_s=timeout_s)
-        except (NoScheduler, UnavailableError, UsageError) as error:
+        except (NoScheduler, RefusedError, UnavailableError, UsageError) as error:
             now = trio.current_time()
             if retries.is_final(error, now) or now >= retries.deadline:
                 raise

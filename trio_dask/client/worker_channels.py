@@ -38,6 +38,7 @@ class WorkerChannels:
         self._open = open_channel
         self._idle: dict[str, list[Channel]] = {}
         self._idle_count = 0
+        self._is_closed = False
 
     async def exchange(self, address: str, use: Callable[[Channel], Awaitable[_T]], *, repeatable: bool = True) -> _T:
         """Have `use` talk to the worker at `address`, and return what it returns.
@@ -61,11 +62,16 @@ class WorkerChannels:
             channel.abort()
 
     async def aclose(self) -> None:
-        """Close every idle channel."""
-        idle, self._idle, self._idle_count = self._idle, {}, 0
-        for channels in idle.values():
-            for channel in channels:
+        """Close every idle channel, and each of the others after its use."""
+        self._is_closed = True
+        idle = [channel for channels in self._idle.values() for channel in channels]
+        self._idle, self._idle_count = {}, 0
+        try:
+            for channel in idle:
                 await channel.aclose()
+        finally:  # also those that a cancellation has left
+            for channel in idle:
+                channel.abort()
 
     async def _use(self, address: str, channel: Channel, use: Callable[[Channel], Awaitable[_T]]) -> _T:
         try:
@@ -73,7 +79,7 @@ class WorkerChannels:
         except BaseException:  # whatever cut it short: its next answer would belong to this exchange
             channel.abort()
             raise
-        if self._idle_count < MAX_IDLE:
+        if self._idle_count < MAX_IDLE and not self._is_closed:
             self._idle.setdefault(address, []).append(channel)
             self._idle_count += 1
         else:

@@ -17,7 +17,7 @@ from trio_dask.comm.data_channel import DataChannel
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.shared_blobs import probe
 from trio_dask.comm.transport import TRANSPORTS, ConnectionLost, PeerSilent, Transport
-from trio_dask.errors import NoScheduler, ProtocolError, RefusedError
+from trio_dask.errors import NoScheduler, ProtocolError, ProvenRefusal, RefusedError
 from trio_dask.protocol.codec import TO_CALLER
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.opening import CallerOpening
@@ -37,7 +37,7 @@ async def connect(endpoint: Endpoint, hello: Hello, *, nursery: trio.Nursery, ti
     """Connect to a scheduler, in the role that `hello` names.
 
     The transport may run tasks in `nursery` until the connection is closed. Raises `NoScheduler`, saying what is wrong
-    there, and `RefusedError` with the scheduler's own words.
+    there, and `RefusedError` with the scheduler's own words (`ProvenRefusal` if these are surely the scheduler's).
     """
     try:
         hello = hello._replace(memory=probe())
@@ -91,19 +91,19 @@ async def _call(
             if reason := refusal_of_listener(endpoint, transport, hello):
                 transport.abort()
                 raise RefusedError(reason, "encryption")
-            prover = endpoint.prover(endpoint.credentials.key, transport.channel_binding)
-            answer, rest = await _greet(transport, CallerOpening(hello, prover))
+            opening = CallerOpening(hello, endpoint.prover(endpoint.credentials.key, transport.channel_binding))
+            answer = await _greet(transport, opening)
     except RefusedError:  # an `OSError` as well
         raise
     except (OSError, ProtocolError, trio.TooSlowError) as error:
         raise _CannotReachError(_reason(error, timeout_s, connected=connected)) from error
     if isinstance(answer, Refusal):
         await transport.aclose()
-        raise RefusedError(answer.reason, answer.kind)
-    return transport, answer, rest
+        raise (ProvenRefusal if opening.is_proven else RefusedError)(answer.reason, answer.kind)
+    return transport, answer, opening.rest
 
 
-async def _greet(transport: Transport, opening: CallerOpening) -> tuple[Welcome | Refusal, bytes]:
+async def _greet(transport: Transport, opening: CallerOpening) -> Welcome | Refusal:
     try:
         await transport.send_all(opening.take_to_send())
         while data := await transport.receive_some():
@@ -111,7 +111,7 @@ async def _greet(transport: Transport, opening: CallerOpening) -> tuple[Welcome 
             if said := opening.take_to_send():
                 await transport.send_all(said)
             if answer is not None:
-                return answer, opening.rest
+                return answer
         raise ConnectionLost("it closed the connection without an answer")
     except BaseException:  # no answer, whatever the reason
         transport.abort()

@@ -443,11 +443,11 @@ async def connect_tls(endpoint: Endpoint, nursery: trio.Nursery | None = None) -
     tls = endpoint.credentials.tls or WITHOUT_CERTIFICATES
     context = tls.context(listening=False, complain=lambda reason: _log.warning("renewed certificates: %s", reason))
     tcp = await connect_tcp(endpoint)
-    transport = TlsTransport(tcp, context, server_name=endpoint.server_name or endpoint.address.host)
     try:
+        transport = TlsTransport(tcp, context, server_name=endpoint.server_name or endpoint.address.host)
         await transport.agree()
     except BaseException:  # no agreement, whatever the reason
-        transport.abort()
+        tcp.abort()
         raise
     return transport
 

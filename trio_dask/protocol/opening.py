@@ -119,6 +119,11 @@ class CallerOpening(_Exchange):
             )
         )
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether the listener has proved that it has our key, or nobody has one."""
+        return self._prover.key is None or isinstance(self._phase, AwaitsWelcome)
+
     def _take(self, body: bytes) -> Welcome | Refusal | None:
         match self._phase:
             case AwaitsChallenge():

@@ -138,7 +138,7 @@ class CoreDriver:
                 try:
                     await self._tick()
                 finally:
-                    self._peers.close_idle()
+                    self._peers.close()
         finally:
             self._actors.close()
             self._transitions.close()

@@ -42,6 +42,7 @@ class PeerChannels:
         self._open = open_channel
         self._room = room
         self._idle: list[_Idle] = []
+        self._is_closed = False
 
     async def fetch(
         self, address: str, keys: Sequence[Key], take: Take, pause: Callable[[], object] = _do_nothing
@@ -64,6 +65,11 @@ class PeerChannels:
                 # A kept channel may have been closed meanwhile; that says nothing about the peer.
                 if not kept or len(left) < asked:
                     raise error if isinstance(error, OSError) else ConnectionError(f"{address} left") from error
+
+    def close(self) -> None:
+        """Close all unused channels, and each of the others after its use."""
+        self._is_closed = True
+        self.close_idle()
 
     def close_idle(self, now: float = inf) -> None:
         """Close the channels that were not used for a while until `now`; without it, all unused ones."""
@@ -99,7 +105,7 @@ class PeerChannels:
         except BaseException:  # what is still on its way is unknown
             channel.abort()
             raise
-        if len(self._idle) < MAX_IDLE:
+        if len(self._idle) < MAX_IDLE and not self._is_closed:
             self._idle.append(_Idle(address, channel, trio.current_time()))
         else:
             channel.abort()

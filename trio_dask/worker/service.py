@@ -37,7 +37,7 @@ from trio_dask.comm import (
 from trio_dask.comm.connect import connect
 from trio_dask.comm.rpc_server import serve_control
 from trio_dask.config import LEAVING, WorkerSettings
-from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UsageError
+from trio_dask.errors import NoScheduler, ProtocolError, ProvenRefusal, RefusedError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.owned_files import keep_file
 from trio_dask.protocol.hello import Hello, Welcome
@@ -158,6 +158,8 @@ class _Worker:
         )
         self._complained_at = -math.inf
         self._reason = ""
+        self._said_refusal: str = ""
+        """The last refusal that was logged and may be a stranger's: the same one is said once, until a session."""
 
     @property
     def handle(self) -> WorkerHandle:
@@ -254,7 +256,9 @@ class _Worker:
                 if self._retries.is_final(error, trio.current_time()) and not is_refused_while_draining:
                     raise
                 self._reason = str(error)
+                is_unproven = isinstance(error, RefusedError) and not isinstance(error, ProvenRefusal)
             else:
+                is_unproven, self._said_refusal = False, ""
                 end = await self._session(connection, registration, task_status)
                 if isinstance(end, EndSession):
                     if self._leaves_after(end):
@@ -273,7 +277,7 @@ class _Worker:
                     raise NoScheduler(f"lost the scheduler, and --no-reconnect was given: {end}")
             if self._draining and not (self._settings.reconnect and self._driver.has_anything):
                 return
-            await self._back_off()
+            await self._back_off(is_unproven=is_unproven)
 
     def _leaves_after(self, end: EndSession) -> bool:
         """Whether this worker leaves, now that the scheduler has ended the session; else it is to begin afresh."""
@@ -303,9 +307,11 @@ class _Worker:
         if not self._retries.was_connected and self._complained_at == -math.inf:
             log.info("Waiting for %s: no answer so far", scheduler_in_words(self._settings))
 
-    async def _back_off(self) -> None:
+    async def _back_off(self, *, is_unproven: bool) -> None:
         delay_s = self._retries.next_pause_s()
-        if self._may_complain():
+        is_said = is_unproven and self._reason == self._said_refusal
+        if self._may_complain() and not is_said:
+            self._said_refusal = self._reason if is_unproven else self._said_refusal
             self._complained_at = now = trio.current_time()
             left_s = min(self._death.deadline, self._leaving.deadline) - now
             until = "" if left_s == math.inf else f", leaving in {left_s:.0f} s"
