@@ -28,17 +28,23 @@ TESTS = (
     "test_ssh_troubles.py::test_hostile_options_arrive_as_they_are",
     "test_dask_ssh.py::test_what_launchers_have_left_can_be_ended",
 )
+STARTS = """
+import subprocess, sys
+sys.exit(subprocess.call([sys.executable, "-c", "import trio_dask.deploy.ssh.remote"]))
+"""
 MAY_READ = ("--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search")
 
 
 @pytest.fixture
 def user() -> Iterator[str]:
-    """A new user with a shell, who has no home of its own."""
+    """A new user with a shell and without a home. Nobody knows its password; sshd refuses users who have none."""
     need()
     if not shutil.which("useradd") or not shutil.which("setpriv"):
         pytest.skip("after: apt-get install passwd util-linux")
     name = f"trio-dask-{os.getpid()}"
-    subprocess.run(["useradd", "--system", "--no-create-home", "--shell", "/bin/sh", name], check=True)
+    subprocess.run(
+        ["useradd", "--system", "--no-create-home", "--shell", "/bin/sh", "--password", "*", name], check=True
+    )
     try:
         yield name
     finally:
@@ -47,8 +53,9 @@ def user() -> Iterator[str]:
 
 def test_an_ordinary_user_has_the_same(user: str) -> None:
     become = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]
-    imports = [sys.executable, "-c", "import trio_dask.deploy.ssh.remote"]
-    if subprocess.run([*become, *imports], cwd=REPOSITORY, capture_output=True, check=False).returncode:
+    if subprocess.run(
+        [*become, sys.executable, "-c", STARTS], cwd=REPOSITORY, capture_output=True, check=False
+    ).returncode:
         become += MAY_READ  # Python, or this package, is in a folder of root
     with tempfile.TemporaryDirectory(prefix="trio-dask-") as folder:
         shutil.chown(folder, user, user)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from trio_dask import host_limits
 from trio_dask.batch_system import Amount
-from trio_dask.comm.addresses import addresses_of_interface
 from trio_dask.config import (
     DEFAULT_SCHEME,
     DEFAULT_TLS_SCHEME,
@@ -124,6 +123,8 @@ def plan(
     _check_count("threads_per_worker", threads_per_worker, 1, MAX_THREADS)
     _check_count("scheduler_port", scheduler_port, 0, 65535)
     if interface is not None:
+        from trio_dask.comm.addresses import addresses_of_interface  # with Trio, which no help waits for
+
         host = addresses_of_interface(interface)[0]
     if n_workers is None:
         n_workers = _default_workers(cpu_count, threads_per_worker) if processes else 1
