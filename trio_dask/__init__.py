@@ -248,6 +248,12 @@ def _worker_settings(arguments: Any) -> Any:
     return read_settings(arguments)
 
 
+def _check_worker(arguments: Any) -> None:
+    from trio_dask.cli.worker import check_elsewhere
+
+    check_elsewhere(arguments)
+
+
 def _actor(*fields: Any) -> Any:
     from trio_dask.client.actors import Actor
 
@@ -257,6 +263,7 @@ def _actor(*fields: Any) -> Any:
 hooks.actor = _actor
 hooks.scheduler_settings = _scheduler_settings
 hooks.worker_settings = _worker_settings
+hooks.check_worker = _check_worker
 hooks.around_tasks = _around_tasks
 hooks.local_cluster = _local_cluster
 hooks.open_local_cluster = _open_local_cluster

@@ -10,8 +10,12 @@ OF_OPTIONS: Final[Mapping[str, str]] = {
     "scheduler": "host port log-format log-file",
     "worker": "nworkers nthreads memory-limit host interface worker-port listen-address contact-address nanny "
     "preload-nanny log-format log-file",
+    "ssh": "ssh-username ssh-port ssh-private-key ssh-config ssh-client max-connecting "
+    "connect-timeout scheduler-port protocol remote-python setup log-directory allow-missing log-format "
+    "log-file",
 }
-"""By program: the options from which several settings follow, or none. Each has a key of ours, of the same name."""
+"""By program: the options from which several settings follow, or none, and those whose settings are declared in a room
+above. Each has a key of ours, of the same name."""
 
 OF_DASK: Final = ("client-name", "scheduler-address", "temporary-directory")
 """The keys of dask itself that mean something here."""

@@ -40,13 +40,17 @@ from trio_dask.config_keys import OF_DASK, OF_DISTRIBUTED, OF_OPTIONS, OPEN_KEYS
 from trio_dask.errors import UnavailableError, UsageError
 from trio_dask.parsing import parse_boolean, parse_choice
 
-Program = Literal["scheduler", "worker", "client"]
+Program = Literal["scheduler", "worker", "client", "ssh"]
 KINDS: Final[Mapping[Program, tuple[type[NamedTuple], ...]]] = {
     "scheduler": (SchedulerSettings,),
     "worker": (NannySettings, WorkerSettings),
     "client": (ClientSettings, AdaptiveSettings),
+    "ssh": (),
 }
-"""The settings of each program. The program's name may stand in a key of ours: `trio_dask.worker.host`."""
+"""The settings of each program. The program's name may stand in a key of ours: `trio_dask.worker.host`.
+
+`ssh` has its own in a room above, so its keys stand in `OF_OPTIONS`.
+"""
 
 Kind = Literal["program", "environment", "file"]
 DASK: Final = "dask.config"

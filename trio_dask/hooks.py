@@ -63,6 +63,9 @@ class _Hooks:
     worker_settings: Callable[[Sequence[str]], Any] | None = None
     """Makes `NannySettings`, one for each worker, of a command line of `dask-worker`; set by `trio_dask`."""
 
+    check_worker: Callable[[Sequence[str]], None] | None = None
+    """Refuses a command line of `dask-worker` that would be wrong on any machine; set by `trio_dask`."""
+
     around_tasks: Callable[[], AbstractContextManager[None]] | None = None
     """Around the time in which a worker runs tasks: collections that these compute are computed by its cluster; set by
     `trio_dask`."""

@@ -78,6 +78,8 @@ LOCAL_CLUSTER: Final = _reasons(
     }
 )
 
+SSH_CLUSTER: Final = {name: reason for name, reason in LOCAL_CLUSTER.items() if name != "scale_down"}
+
 
 def unsupported_error(owner: str, name: str, reasons: Mapping[str, str]) -> AttributeError:
     """The error to raise for a name that `owner` does not have; it gives the reason if distributed has the name."""

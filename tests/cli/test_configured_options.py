@@ -18,6 +18,7 @@ from trio_dask.cli.legacy_options import LEGACY
 from trio_dask.cli.options import OTHER, SectionOption, given_settings, notes, origins
 from trio_dask.cli.scheduler import main as scheduler_main
 from trio_dask.cli.scheduler import scheduler
+from trio_dask.cli.ssh import ssh
 from trio_dask.cli.worker import main as worker_main
 from trio_dask.cli.worker import worker
 from trio_dask.config import OURS, Argv, NannySettings, SchedulerSettings, WorkerSettings, declarations
@@ -25,7 +26,7 @@ from trio_dask.config_keys import OF_OPTIONS
 from trio_dask.configuration import KINDS, variable_of
 from trio_dask.exit_status import ExitStatus
 
-COMMANDS: Mapping[str, click.Command] = {"scheduler": scheduler, "worker": worker}
+COMMANDS: Mapping[str, click.Command] = {"scheduler": scheduler, "worker": worker, "ssh": ssh}
 
 TEXTS: Mapping[str, tuple[str, str]] = {
     "--contact-address": ("h:1", "h:2"),
@@ -35,6 +36,8 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "--memory-limit": ("1GB", "2GB"),
     "--on-scheduler-stop": ("wait", "leave"),
     "--protocol": ("ws", "tcp"),
+    "--remote-python": ("/a/python", "/b/python"),
+    "--ssh-client": ("openssh", "asyncssh"),
     "--restart-backoff": ("1s:2s", "2s:3s"),
     **{f"--memory-{name}": ("0.1", "0.5") for name in ("target", "spill", "pause", "terminate")},
 }
@@ -97,7 +100,7 @@ def test_an_option_is_stronger_than_a_variable_and_that_than_a_file(
 
 
 def test_every_option_of_a_program_that_runs_has_a_key() -> None:
-    for each in COMMANDS.values():
+    for each in (scheduler, worker):
         for option in each.params:
             if isinstance(option, SectionOption) and option.section not in (LEGACY, OTHER):
                 assert option.declared is not None, option.opts

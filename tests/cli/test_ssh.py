@@ -10,6 +10,7 @@ import pytest
 from trio_dask import __main__
 from trio_dask.cli import command, ssh
 from trio_dask.exit_status import ExitStatus
+from trio_dask.hooks import hooks
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,7 @@ def test_hosts_that_differ_in_names_alone_are_checked_once(
 ) -> None:
     checked: list[Sequence[str]] = []
     monkeypatch.setattr(ssh, "check_elsewhere", checked.append)
+    monkeypatch.setattr(hooks, "check_worker", checked.append)
     assert len(plan(["n[0001-1000]", "--name", "w"], capsys)) == 2001
     assert len(checked) == 2  # what stands behind the dashes, and one host
 

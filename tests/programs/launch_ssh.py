@@ -5,6 +5,7 @@ import sys
 
 from trio_dask.config import ClientSettings
 from trio_dask.deploy.program_runner import Stopper, run_program
+from trio_dask.deploy.ssh import remote_program
 from trio_dask.deploy.ssh.hosts import read_hosts
 from trio_dask.deploy.ssh.launch import launch
 from trio_dask.deploy.ssh.launcher import Launcher
@@ -15,6 +16,7 @@ from trio_dask.security.credentials import find_credentials
 def main() -> int:
     """Launch, and say each step and what is ready on stdout."""
     options = json.loads(sys.argv[1])
+    remote_program.START_S = options.pop("start_timeout", remote_program.START_S)
     scheduler, hosts = place_scheduler(options.pop("scheduler", None), read_hosts(sys.argv[2:]).hosts)
     options.setdefault("worker_options", ["--memory-target=off"])
     options["worker_options"] = tuple(options["worker_options"])

@@ -98,6 +98,29 @@ def test_a_check_starts_nothing_and_tells_every_host_that_fails(server: Sshd) ->
     assert line.startswith(server.hosts(1)[0])
 
 
+def test_a_check_has_each_host_reach_the_schedulers_place(server: Sshd) -> None:
+    with dask_ssh(server, *server.hosts(2), "--check", "--scheduler-port", "0") as running:
+        assert running.end(SLOW_S) == 0, running.text
+    assert running.output == ["2 of 2 hosts can run workers"]
+    assert re.search(r"127.0.0.2\S*: .*listens at \S+:\d+", running.text), running.text
+    assert re.search(r"127.0.0.3\S*: .*reaches \S+:\d+", running.text), running.text
+
+
+def test_a_check_tells_a_way_back_that_is_closed(server: Sshd) -> None:
+    with dask_ssh(server, *server.hosts(2), "--check", "--scheduler", "tcp://127.0.0.1:1") as running:
+        assert running.end(SLOW_S) == 4
+    assert running.output == ["0 of 2 hosts can run workers"]
+    told = "failed: reach: cannot reach 127.0.0.1:1: Connection refused; open the scheduler's port"
+    assert sum(told in line for line in running.errors) == 2, running.text
+
+
+def test_a_check_tells_that_the_schedulers_port_is_taken(server: Sshd) -> None:
+    with dask_ssh(server, *server.hosts(2), "--check", "--scheduler-port", str(server.port)) as running:
+        assert running.end(SLOW_S) == 4
+    told = f"failed: scheduler: cannot listen at port {server.port}: Address already in use"
+    assert any(told in line for line in running.errors), running.text
+
+
 def test_what_launchers_have_left_can_be_ended(server: Sshd) -> None:
     with dask_ssh(server, *server.hosts(2), "--clean") as running:
         assert running.end(SLOW_S) == 0

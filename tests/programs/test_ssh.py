@@ -55,15 +55,17 @@ def test_four_hosts_run_a_job_and_nothing_is_left_after_ctrl_c(server: Sshd, cli
         assert running.stop(signal.SIGINT) == 0
         assert time.monotonic() - began < 10
         assert processes_of(run) == []
-    assert re.search(r"(ended in [\d.]+ s[,;] .*){4}0 processes left on 4 hosts$", running.errors[-1])
+    assert re.search(
+        r"(ended in [\d.]+ s( and answered after [\d.]+ s)?[,;] .*){4}0 processes left on 4 hosts$", running.errors[-1]
+    )
     assert running.errors[0].startswith("Run ")
     assert running.errors[1:-1] == ["Stopping: received SIGINT"]
     names = {path.name for path in logs.iterdir()}
     assert len(names) == 5, names
 
 
-def test_a_second_signal_ends_everything_at_once(server: Sshd) -> None:
-    with launcher(server, *server.hosts(2)) as running:
+def test_a_second_signal_ends_everything_at_once(server: Sshd, client: str) -> None:
+    with launcher(server, *server.hosts(2), ssh_client=client) as running:
         run, address = ready(running)
         with Client(address) as user:
             future = user.submit(time.sleep, 30)
@@ -106,8 +108,8 @@ def joined(running: Program) -> int:
     return sum(" joined " in line for line in running.output)
 
 
-def test_a_lost_scheduler_ends_everything_with_status_3(server: Sshd) -> None:
-    with launcher(server, *server.hosts(2)) as running:
+def test_a_lost_scheduler_ends_everything_with_status_3(server: Sshd, client: str) -> None:
+    with launcher(server, *server.hosts(2), ssh_client=client) as running:
         run, _ = ready(running)
         # The scheduler's program and that of the workers of the same host carry one name.
         leaders = [pid for pid in processes_of(run) if name_of(pid).startswith(f"tds-{run}0000")]
@@ -236,7 +238,7 @@ def test_a_log_directory_that_cannot_be_written_is_told(server: Sshd, client: st
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system")
-def test_a_full_disk_of_logs_is_told(server: Sshd, tmp_path: Path) -> None:
+def test_a_full_disk_of_logs_is_told(server: Sshd, client: str, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(tmp_path / "logs")]
     if subprocess.run(mount, capture_output=True).returncode:
@@ -245,7 +247,7 @@ def test_a_full_disk_of_logs_is_told(server: Sshd, tmp_path: Path) -> None:
         with open(tmp_path / "logs" / "full", "wb", buffering=0) as file:
             file.write(b"x" * 4096)
         said = r"cannot write to the log directory .*: No space left on device"
-        fails(server, "asyncssh", server.hosts(4)[3], said, log_directory=str(tmp_path / "logs"))
+        fails(server, client, server.hosts(4)[3], said, log_directory=str(tmp_path / "logs"))
     finally:
         subprocess.run(["umount", str(tmp_path / "logs")], check=True)
 
@@ -261,10 +263,6 @@ def test_a_host_may_be_missing_if_that_is_allowed(server: Sshd, client: str) -> 
 
 
 # ------------------------------------------------------------------------------------------------- ways to log in
-
-
-def test_sixty_four_connections_take_turns(server: Sshd) -> None:
-    """In turns of the server's MaxStartups, of which most drop connections."""
 
 
 def test_a_tunnel_leads_to_the_scheduler(server: Sshd, client: str) -> None:
@@ -298,15 +296,42 @@ def test_a_program_has_a_cluster_for_a_block(server: Sshd, client: str) -> None:
     assert processes_of(run) == []
 
 
-def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(server: Sshd) -> None:
+def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(server: Sshd, client: str) -> None:
     with pytest.raises(HostError, match="Connection refused"):
-        SSHCluster([server.hosts(1)[0], "127.0.0.3:1"], ssh_config=server.configuration)
+        SSHCluster([server.hosts(1)[0], "127.0.0.3:1"], ssh_config=server.configuration, ssh_client=client)
 
 
-async def test_a_trio_program_has_a_cluster_with_a_scheduler_here(server: Sshd) -> None:
+def test_a_cluster_that_grows_and_shrinks_loses_no_result(server: Sshd, client: str) -> None:
     options = {"nthreads": 1, "memory_limit": 0}
+    with (
+        SSHCluster(
+            server.hosts(4), worker_options=options, ssh_config=server.configuration, ssh_client=client
+        ) as cluster,
+        Client(cluster) as user,
+    ):
+        run = cluster.name.removeprefix("ssh-")
+        kept = user.map(pow, range(60), [2] * 60)
+        user.gather(kept)
+        for number in (1, 3, 2, 3, 1):
+            cluster.scale(number)
+            time.sleep(0.5)  # while those that leave still drain
+        until(lambda: len(user.scheduler_info()["workers"]) == 1, 20, what="one host left")
+        assert user.gather(kept) == [number**2 for number in range(60)]
+        cluster.scale(3)
+        cluster.wait_for_workers(3, timeout=20)
+        leaving = next(iter(list(cluster.workers.values())[1].workers.values()))
+        cluster.scale_down([leaving])
+        until(lambda: leaving not in user.scheduler_info()["workers"], 20, what="that worker is gone")
+        assert len(user.scheduler_info()["workers"]) == 2
+        assert user.gather(kept) == [number**2 for number in range(60)]
+    assert processes_of(run) == []
+
+
+async def test_a_trio_program_has_a_cluster_with_a_scheduler_here(server: Sshd, client: str) -> None:
+    options = {"nthreads": 1, "memory_limit": 0}
+    hosts, configuration = server.hosts(2), server.configuration
     async with open_ssh_cluster(
-        server.hosts(2), worker_options=options, ssh_config=server.configuration, scheduler="localhost"
+        hosts, worker_options=options, ssh_config=configuration, ssh_client=client, scheduler="localhost"
     ) as cluster:
         run = cluster.name.removeprefix("ssh-")
         async with cluster.get_client() as user:

@@ -21,6 +21,7 @@ from tests.programs.sshd import (
     nothing_left,
     processes_of,
     ready,
+    run_of,
     sshd,
 )
 from trio_dask import Client
@@ -77,8 +78,8 @@ def test_what_a_stalled_link_hides_ends_after_the_death_timeout(server: Sshd, cl
             nothing_left(run, 6)
 
 
-def test_a_stopped_ssh_server_cannot_keep_what_it_started(server: Sshd) -> None:
-    with launcher(server, *server.hosts(1), death_timeout_s=3) as running:
+def test_a_stopped_ssh_server_cannot_keep_what_it_started(server: Sshd, client: str) -> None:
+    with launcher(server, *server.hosts(1), ssh_client=client, death_timeout_s=3) as running:
         run, _ = ready(running)
         sessions = psutil.Process(server.process.pid).children(recursive=True)
         stopped = [one for one in sessions if one.name().startswith("sshd")]
@@ -93,8 +94,8 @@ def test_a_stopped_ssh_server_cannot_keep_what_it_started(server: Sshd) -> None:
                 one.send_signal(signal.SIGCONT)
 
 
-def test_a_killed_worker_is_started_again_by_its_nanny(server: Sshd) -> None:
-    with launcher(server, *server.hosts(1)) as running:
+def test_a_killed_worker_is_started_again_by_its_nanny(server: Sshd, client: str) -> None:
+    with launcher(server, *server.hosts(1), ssh_client=client) as running:
         run, address = ready(running)
         with Client(address) as user:
             pid = user.submit(os.getpid).result()
@@ -147,7 +148,9 @@ def test_hostile_options_arrive_as_they_are(server: Sshd, client: str, tmp_path:
 
 
 @pytest.mark.parametrize("shell", ["bash", "dash", "tcsh", "fish"])
-def test_a_shell_that_chatters_is_understood(shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shell_that_chatters_is_understood(
+    shell: str, client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not shutil.which(shell):
         pytest.skip(f"after: apt-get install {shell}")
     wrapper = tmp_path / "a shell"
@@ -163,12 +166,37 @@ def test_a_shell_that_chatters_is_understood(shell: str, tmp_path: Path, monkeyp
         spaced.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         spaced.chmod(0o755)
         host = f'{chatty.hosts(1)[0]} python="{spaced}"'
-        with launcher(chatty, host, setup="true") as running:
+        with launcher(chatty, host, ssh_client=client, setup="true") as running:
             run, address = ready(running)
             with Client(address) as user:
                 assert user.submit(pow, 2, 3).result() == 8
             assert running.stop(signal.SIGINT) == 0
             nothing_left(run)
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="after: apt-get install bash")
+def test_a_bashrc_may_fail_and_one_that_asks_is_told(
+    client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "their home"
+    home.mkdir()
+    wrapper = tmp_path / "shell"
+    wrapper.write_text(f'#!/bin/sh\nSHLVL=0 HOME="{home}" exec bash -c "$SSH_ORIGINAL_COMMAND"\n')
+    wrapper.chmod(0o755)
+    (tmp_path / "ssh").mkdir()
+    with sshd(tmp_path / "ssh", f'ForceCommand "{wrapper}"') as server:
+        monkeypatch.setenv("HOME", str(server.home))
+        (home / ".bashrc").write_text("echo this bashrc fails >&2\nfalse\nno-such-command\nreturn 3\n")
+        with launcher(server, *server.hosts(1), ssh_client=client) as running:
+            run, _ = ready(running)
+            assert running.stop(signal.SIGINT) == 0
+            nothing_left(run)
+        (home / ".bashrc").write_text("printf 'Which project? '\nread project\n")
+        with launcher(server, *server.hosts(1), ssh_client=client, start_timeout=2) as running:
+            run = run_of(running)
+            assert running.end(30) == 4
+            nothing_left(run)
+        assert "said nothing for 2 s, and the host's shell said 'Which project?'" in running.errors[-1]
 
 
 # ------------------------------------------------------------------------------------------------- ways to log in

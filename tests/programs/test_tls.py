@@ -17,7 +17,7 @@ import pytest
 from tests.programs.programs import Program, program
 from tests.programs.sites import Site, open_site
 from tests.security.pem import CA_TEXT, OTHER_AUTHORITY, Files, arguments, party, write_files
-from trio_dask import Client, LocalCluster, NoScheduler, RefusedError, Security, UsageError, rpc
+from trio_dask import Client, ClusterError, LocalCluster, NoScheduler, RefusedError, Security, UsageError, rpc
 from trio_dask.exit_status import ExitStatus
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -280,3 +280,38 @@ def test_a_silent_peer_holds_nobody_up(files: Files, guarded: tuple[Program, str
     finally:
         for each in silent:
             each.close()
+
+
+TLS_VARIABLE = "DASK_DISTRIBUTED__COMM__TLS__"
+
+
+def configure(files: Files, *roles: str) -> dict[str, str]:
+    """The environment that names the certificates of these roles."""
+    found = {f"{TLS_VARIABLE}CA_FILE": str(files.ca)}
+    for role in roles:
+        found[f"{TLS_VARIABLE}{role}__CERT"] = str(files.certificate)
+        found[f"{TLS_VARIABLE}{role}__KEY"] = str(files.key)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["certificates", "encryption", "certificates of clients"])
+def test_a_local_cluster_speaks_tls_as_the_configuration_says(
+    files: Files, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {
+        "certificates": configure(files, "SCHEDULER", "WORKER", "CLIENT"),
+        "encryption": {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "true"},
+        "certificates of clients": configure(files, "CLIENT"),
+    }[kind]
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with LocalCluster(n_workers=1, threads_per_worker=1) as cluster, Client(cluster) as client:
+        scheme = "tcp" if kind == "certificates of clients" else "tls"
+        assert cluster.scheduler_address.startswith(f"{scheme}://")
+        use(client)
+
+
+def test_a_local_cluster_without_tls_is_refused_where_encryption_is_demanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION", "true")
+    with pytest.raises((UsageError, ClusterError), match="no TLS, which is required"):
+        LocalCluster(n_workers=1, threads_per_worker=1, protocol="tcp").close()

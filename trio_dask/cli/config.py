@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import click
@@ -53,8 +54,8 @@ class Row(NamedTuple):
 def config(program: ProgramName | None, arguments: tuple[str, ...], as_json: bool, debug: bool) -> int:
     """Show each setting, its value, and where that comes from: an option, the environment, a line of a file, a default.
 
-    PROGRAM is scheduler, worker or client; without it, this shows all three. With options of the program it shows what
-    the program would do with them.
+    PROGRAM is scheduler, worker, client or ssh; without it, this shows all of them. With options of the program it
+    shows what the program would do with them.
     """
     if JSON in arguments:  # no program has such an option, so it is ours wherever it stands
         as_json, arguments = True, tuple(word for word in arguments if word != JSON)
@@ -74,10 +75,7 @@ def _rows(program: ProgramName, arguments: Sequence[str]) -> Iterator[Row]:
             raise click.UsageError(f"a client has no options, such as {arguments[0]!a:.60}")
         yield from _rows_of_keys(program, load(), everything=True)
         return
-    if program == "scheduler":
-        from trio_dask.cli.scheduler import scheduler as command
-    else:
-        from trio_dask.cli.worker import worker as command
+    command: Program = getattr(import_module(f"trio_dask.cli.{program}"), program)
     context = command.make_context(f"trio-dask {program}", list(arguments))
     defaults = {
         option.key: kind._field_defaults[name]

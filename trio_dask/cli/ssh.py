@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import termios
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,37 +31,36 @@ from trio_dask.cli.worker import worker as dask_worker
 from trio_dask.config import FILE, ClientSettings, options_of
 from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, host_line, read_hosts
 from trio_dask.deploy.ssh.options import (
+    ANY_SCHEDULER,
     FAILURES,
     HOSTS,
+    LEFT_TO_US,
     OUTPUT,
     WHERE_IT_RUNS,
     WORKERS,
     LauncherSettings,
     LocalScheduler,
+    check_workers,
     place_scheduler,
     scheduler_arguments,
     worker_arguments,
 )
-from trio_dask.errors import UnavailableError, UsageError
+from trio_dask.errors import UnavailableError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.parsing import counted
 
 if TYPE_CHECKING:
     from trio_dask.deploy.program_runner import Stopper
+    from trio_dask.deploy.ssh.launched_host import LogIn, OnEvent
     from trio_dask.deploy.ssh.launcher import Launcher
     from trio_dask.deploy.ssh.progress import Progress
+    from trio_dask.deploy.ssh.survey import Survey
 
 WORKER_OPTIONS: Final = "trio_dask.worker_options"
-ANY_SCHEDULER: Final = "scheduler:8786"
 NOT_OF_SSH: Final = {
     "--remote-dask-worker": Ignored("the hosts run trio_dask's own workers", TEXT),
     "--nohost": Ignored("workers listen at the address from which they reach the scheduler"),
 }
-LEFT_TO_US: Final = (
-    *("scheduler_file", "cluster_key", "auth", "tls_ca_file", "tls_cert", "tls_key"),
-    *("nanny", "preload_nanny", "log_file", "log_format", "debug"),
-)
-"""Options of `dask-worker` that make no sense after `--`: we tell the workers these things in another way."""
 
 
 class _Ssh(Program):
@@ -85,6 +84,7 @@ class _Ssh(Program):
 
 @click.command(
     cls=_Ssh,
+    program="ssh",
     sections=[HOSTS, WHERE_IT_RUNS, WORKERS, FAILURES, OUTPUT, LOG, LEGACY],
     params=[
         click.Argument(["hostnames"], nargs=-1),
@@ -103,7 +103,10 @@ class _Ssh(Program):
         ),
         *setting_options(LauncherSettings),
         SectionOption(
-            ["--check"], section=OUTPUT, is_flag=True, help="Log in to the hosts, check their Python, start nothing."
+            ["--check"],
+            section=OUTPUT,
+            is_flag=True,
+            help="Check logins, Python, and that each host reaches the scheduler's port; start nothing.",
         ),
         SectionOption(
             ["--dry-run"], section=OUTPUT, is_flag=True, help="Show what would be started where; log in nowhere."
@@ -129,9 +132,9 @@ def ssh(context: click.Context, /, **options: Any) -> int:
         show(*_plan(settings))
         return ExitStatus.STOPPED
     if options["check"]:
-        return _run_survey(context, settings, clean=False)
+        return _check(context, settings)
     if options["clean"]:
-        return _run_survey(context, settings, clean=True)
+        return _clean(context, settings)
     return _run(context, settings)
 
 
@@ -161,7 +164,7 @@ def _settings(context: click.Context) -> LauncherSettings:
         if path is not None and not os.path.isfile(os.path.expanduser(path)):
             raise UnavailableError(f"{option}: there is no file {path!a}")
     _check_worker_options(settings.worker_options)
-    _check_workers(settings)
+    check_workers(settings)
     return settings
 
 
@@ -181,20 +184,6 @@ def _check_worker_options(words: Sequence[str]) -> None:
                     (word for word in words if word.partition("=")[0] in (*param.opts, *param.secondary_opts)), name
                 )
                 raise click.UsageError(f"{shown.partition('=')[0]} after --: this program decides that for its workers")
-
-
-def _check_workers(settings: LauncherSettings) -> None:
-    """Refuse what the `dask-worker` of some host would refuse; hosts that differ in names alone are checked once."""
-    checked: set[tuple[str, ...]] = set()
-    for spec in settings.hosts:
-        arguments = worker_arguments(spec, settings)
-        kind = tuple(word for word in arguments if not word.startswith("--name="))
-        if arguments and kind not in checked:
-            checked.add(kind)
-            try:
-                check_elsewhere([ANY_SCHEDULER, *arguments])
-            except UsageError as error:
-                raise UsageError(f"{spec.origin}: {error}") from error
 
 
 def _plan(settings: LauncherSettings) -> list[str]:
@@ -267,24 +256,47 @@ def _shortened(places: Sequence[str], most: int = 5) -> str:
     return ", ".join(places[:most]) + (f" and {len(places) - most} more" if len(places) > most else "")
 
 
-def _run_survey(context: click.Context, settings: LauncherSettings, *, clean: bool) -> int:
-    from trio_dask.deploy.ssh.progress import VERSION, Board, open_progress
+def _check(context: click.Context, settings: LauncherSettings) -> int:
+    from trio_dask.deploy.ssh.progress import REACHED
+    from trio_dask.deploy.ssh.survey import check
+
+    def told(found: Survey, usable: int) -> str:
+        return f"{usable} of {counted(len(settings.hosts), 'host')} can run workers"
+
+    return _run_survey(context, settings, REACHED, check, told)
+
+
+def _clean(context: click.Context, settings: LauncherSettings) -> int:
+    from trio_dask.deploy.ssh.farewell import processes
+    from trio_dask.deploy.ssh.progress import VERSION
+    from trio_dask.deploy.ssh.survey import clean
+
+    def told(found: Survey, usable: int) -> str:
+        return f"{processes(found.ended)} ended on {counted(usable, 'host')}"
+
+    return _run_survey(context, settings, VERSION, clean, told)
+
+
+def _run_survey(
+    context: click.Context,
+    settings: LauncherSettings,
+    steps: Sequence[str],
+    survey: Callable[[LauncherSettings, LogIn, OnEvent], Awaitable[Survey]],
+    told: Callable[[Survey, int], str],
+) -> int:
+    from trio_dask.deploy.ssh.progress import Board, open_progress
 
     async def service() -> None:
         from trio_dask.deploy.ssh.launch import open_logins
-        from trio_dask.deploy.ssh.survey import survey
 
-        board = Board([spec.place for spec in settings.hosts], VERSION)
+        board = Board([spec.place for spec in settings.hosts], steps)
         async with (
             open_progress(board, live=_is_live(context)) as progress,
             open_logins(settings, _asker(progress)) as log_in,
         ):
-            found = await survey(settings, log_in, progress.on_event, clean=clean)
-        of, bad = len(settings.hosts), len(found.failures)
-        if clean:
-            show(f"{found.ended} {'process' if found.ended == 1 else 'processes'} ended on {counted(of - bad, 'host')}")
-        else:
-            show(f"{of - bad} of {counted(of, 'host')} can run workers")
+            found = await survey(settings, log_in, progress.on_event)
+        bad = len(found.failures)
+        show(told(found, len(settings.hosts) - bad))
         if bad > settings.allow_missing:
             raise UnavailableError(f"{counted(bad, 'host')} cannot be used")
 

@@ -7,11 +7,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from trio_dask import host_limits
 from trio_dask.batch_system import Amount
-from trio_dask.comm.addresses import addresses_of_interface
 from trio_dask.config import (
     DEFAULT_SCHEME,
     DEFAULT_TLS_SCHEME,
@@ -72,6 +71,10 @@ class Layout:
     security: Security | None = field(default=None, repr=False)
 
 
+_OF_TLS: Final = frozenset(("tls_ca_file", "require_encryption"))
+"""The settings of a scheduler without which the configuration demands no TLS."""
+
+
 def plan(
     n_workers: int | None = None,
     threads_per_worker: int | None = None,
@@ -103,7 +106,8 @@ def plan(
       local_directory: folder to spill to; by default the system's temporary folder.
       scheduler_file: where the scheduler writes its address and the cluster's key, for other programs of yours.
       protocol: what they speak: "tcp", "tls", "ws" or "wss". By default TLS with `security`, and else TCP.
-      security: certificates and TLS settings for all roles, or True for temporary ones.
+      security: certificates and TLS settings for all roles, True for temporary ones, or False for none. By default
+        those of the configuration, if it has certificates for all roles or demands encryption.
       interface: a network interface to listen on, such as "eth0", instead of a host.
       death_timeout: a worker ends after this long without the scheduler, in seconds or as a text.
 
@@ -119,6 +123,8 @@ def plan(
     _check_count("threads_per_worker", threads_per_worker, 1, MAX_THREADS)
     _check_count("scheduler_port", scheduler_port, 0, 65535)
     if interface is not None:
+        from trio_dask.comm.addresses import addresses_of_interface  # with Trio, which no help waits for
+
         host = addresses_of_interface(interface)[0]
     if n_workers is None:
         n_workers = _default_workers(cpu_count, threads_per_worker) if processes else 1
@@ -136,12 +142,17 @@ def plan(
         check_memory_limit(str(memory_limit), limit_bytes, machine_bytes=machine_bytes)
     except UsageError as exc:
         raise UsageError(f"memory_limit: {exc}") from exc
+    scheduler, worker, nanny = _configured_members()
     certificates = None
     if security:
         from trio_dask.security.security import as_security
 
         certificates = as_security(security)
-    scheduler, worker, nanny = _configured_members()
+    elif security is None and processes and (scheduler.keys() & _OF_TLS):
+        # Imported here, because most clusters have no certificates.
+        from trio_dask.security.security import configured_security
+
+        certificates = configured_security()
     if scheduler_file is not None:
         scheduler["scheduler_file"] = scheduler_file
     if resources is not None:

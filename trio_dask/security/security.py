@@ -208,6 +208,17 @@ def as_security(value: object) -> Security | None:
     raise UsageError(f"security is {type(value).__name__}; give a Security, or True for temporary certificates")
 
 
+def configured_security() -> Security | None:
+    """What the configuration demands of a whole cluster: encryption, or at least that the roles have certificates.
+
+    Where it names certificates for some roles only, as on a machine for clients, that is no demand.
+    """
+    found = Security()
+    configs = [found.get_tls_config_for_role(role) for role in get_args(TlsRole)]
+    has_all = all(config["ca_file"] and config["cert"] for config in configs)
+    return found if has_all or found.require_encryption else None
+
+
 def _configured(configuration: Configuration, key: str) -> Any:
     """What the configuration says of one of the names above."""
     found = configuration.find_keys([canonical(key)])

@@ -21,8 +21,9 @@ PYTHON = "3.11.0"
 class Script:
     """How a host behaves. `login_s` is how long a login takes; `refuses` why none succeeds.
 
-    `fails` is what its workers say before they end with `status`; `ignores` whether they ignore signals; `left` is how
-    many processes it says are left at the end.
+    `fails` is what its workers say before they end with `status`; `ignores` whether they ignore signals, and `drains_s`
+    how long they take for one. At its end it `answers` that so many processes are `left`, after `answers_s`, or loses
+    the connection. If its shell `asks` something, no program starts.
     """
 
     login_s: float = 0.1
@@ -30,6 +31,10 @@ class Script:
     fails: str = ""
     status: int = 5
     ignores: bool = False
+    drains_s: float = 0
+    answers: bool = True
+    answers_s: float = 0
+    asks: str = ""
     left: int = 0
     package: str = __version__
 
@@ -61,7 +66,10 @@ class ScriptedProcess:
         self.role = ""
         self._to_read, self._output = trio.open_memory_channel[bytes](100)
         greeting = {"package": host.script.package, "python": python, "executable": "python", "reached": "10.0.0.1"}
-        self._send({"greeting": greeting})
+        if host.script.asks:
+            self._to_read.send_nowait(host.script.asks.encode())
+        else:
+            self._send({"greeting": greeting})
         host.running.append(self)
 
     def _send(self, report: Mapping[str, Any]) -> None:
@@ -74,6 +82,16 @@ class ScriptedProcess:
             self._status = status
             self._ended.set()
             self._to_read.close()
+
+    async def _drain(self) -> None:
+        await trio.sleep(self._host.script.drains_s)
+        self.end(0)
+
+    async def _answer(self) -> None:
+        await trio.sleep(self._host.script.answers_s)
+        if not self._ended.is_set():
+            self._send({"found": self._host.script.left, "left": self._host.script.left})
+            self.end(0)
 
     async def receive(self) -> bytes:
         try:
@@ -93,8 +111,9 @@ class ScriptedProcess:
         self.end(0)
 
     def write(self, data: bytes) -> None:
-        if not self._ended.is_set():
-            self._take(json.loads(data))
+        for line in data.splitlines():
+            if not self._ended.is_set():
+                self._take(json.loads(line))
 
     def _take(self, said: dict[str, Any]) -> None:
         host = self._host
@@ -102,12 +121,14 @@ class ScriptedProcess:
             self.role = said["role"]
             if self.role == "sweep":
                 host.sweeps.append(said["run"])
-                self._send({"found": host.script.left, "left": host.script.left})
-                self.end(0)
+                if not host.script.answers:
+                    self.end(EXIT_UNKNOWN)
+                    return
+                trio.lowlevel.spawn_system_task(self._answer)
         elif "signal" in said:
             host.signals.append(said["signal"])
             if not host.script.ignores:
-                self.end(0)
+                trio.lowlevel.spawn_system_task(self._drain)
         elif "order" in said:
             host.orders.append({**said["order"], "secrets": said["secrets"]})
             if self.role == "scheduler":

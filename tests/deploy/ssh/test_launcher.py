@@ -1,6 +1,7 @@
 """A launcher on hosts that follow a script, in virtual time: its order, its failures, and that it ends everything."""
 
 import logging
+import re
 import resource
 import signal
 import sys
@@ -27,7 +28,7 @@ HERE = sys.version.split()[0]
 class Case:
     """A launcher on a site. `events` are what it told."""
 
-    def __init__(self, scripts: dict[str, Script], **settings: Any) -> None:
+    def __init__(self, scripts: dict[str, Script], *, stays: bool = False, **settings: Any) -> None:
         self.site = Site(HERE, **scripts)
         scheduler, hosts = place_scheduler(None, [HostSpec(name) for name in scripts])
         self.events: list[tuple[str, str, str]] = []
@@ -36,6 +37,7 @@ class Case:
             Credentials(ClusterKey.draw()),
             self.site.log_in,
             lambda *event: self.events.append(event),
+            stays=stays,
         )
         self.ready = trio.Event()
 
@@ -131,6 +133,30 @@ async def test_a_lost_scheduler_ends_everything(autojump_clock: MockClock) -> No
     assert case.is_empty
 
 
+async def test_the_last_line_names_the_hosts_that_could_not_be_asked(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case({**hosts(3), "gone": Script(answers=False)})
+    with caplog.at_level(logging.INFO, "trio_dask.ssh"):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(case.run)
+            await case.ready.wait()
+            case.launcher.stop("enough")
+    last = caplog.messages[-1]
+    asked, _, gone = last.rpartition("; ")
+    assert re.fullmatch(r"(host\d ended in [\d.]+ s(, |; )){3}0 processes left on 3 hosts", asked)
+    assert gone == "gone could not be asked: the connection was lost"
+
+
+async def test_a_host_without_any_login_is_no_part_of_the_last_line(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case({**hosts(2), "bad": Script(refuses="no", login_s=1)})
+    with caplog.at_level(logging.INFO, "trio_dask.ssh"), pytest.raises(HostError):
+        await case.run()
+    assert caplog.messages[-1].endswith("0 processes left on 2 hosts")
+
+
 async def test_workers_that_ignore_a_signal_are_ended_in_time(autojump_clock: MockClock) -> None:
     case = Case({**hosts(2), "deaf": Script(ignores=True)})
     async with trio.open_nursery() as nursery:
@@ -163,6 +189,44 @@ async def test_it_ends_when_all_workers_have_ended(autojump_clock: MockClock) ->
         for host in case.site.hosts.values():
             next(process for process in host.running if process.role == "workers").end(0)
     assert case.is_empty
+
+
+async def test_hosts_can_be_left_and_taken_again_at_any_time(autojump_clock: MockClock) -> None:
+    case = Case(hosts(6, drains_s=1), stays=True)
+    launcher = case.launcher
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(case.run)
+        await case.ready.wait()
+        for number in (2, 6, 0, 3, 1, 6, 6, 0, 5):
+            launcher.set_host_count(number)
+            await trio.sleep(0.3)  # while those that were left before still drain, or are logged in to
+        await trio.sleep(10)
+        for name, host in case.site.hosts.items():
+            roles = sorted(process.role for process in host.running)
+            assert roles == ["scheduler"] * (name == "host0") + ["workers"] * (name != "host5"), name
+        assert len(launcher.worker_hosts) == 5
+        assert all(host.phase is Phase.READY for host in launcher.worker_hosts)
+        launcher.retire([launcher.hosts[2]])
+        await trio.sleep(3)
+        assert [host.place for host in launcher.worker_hosts] == ["host0", "host1", "host3", "host4"]
+        assert case.site.hosts["host2"].signals[-1] == signal.SIGTERM
+        launcher.stop("enough")
+    assert case.is_empty
+    assert case.site.hosts["host0"].logins == 1
+
+
+async def test_a_host_that_failed_is_asked_for_again_when_the_cluster_grows(autojump_clock: MockClock) -> None:
+    case = Case({**hosts(2), "bad": Script(refuses="no")}, stays=True, allow_missing=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(case.run)
+        await case.ready.wait()
+        assert len(case.launcher.worker_hosts) == 2
+        case.site.hosts["bad"].script.refuses = ""
+        case.launcher.set_host_count(3)
+        await trio.sleep(1)
+        assert len(case.launcher.worker_hosts) == 3
+        assert phase_of(case, 2) is Phase.READY
+        case.launcher.stop("enough")
 
 
 async def test_no_more_logins_than_allowed_are_under_way(autojump_clock: MockClock) -> None:
@@ -199,4 +263,26 @@ async def test_a_thousand_hosts_are_within_bounds(autojump_clock: MockClock) -> 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
     assert sum(step == "failed" for _, step, _ in case.events) == 100
     assert sum(step == "joined" for _, step, _ in case.events) == 900
+    assert case.is_empty
+
+
+async def test_a_host_that_is_slow_to_answer_has_ended_in_time_and_is_asked_all_the_same(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case({**hosts(2), "slow": Script(answers_s=8), "dead": Script(answers_s=60)})
+    with caplog.at_level(logging.INFO, "trio_dask.ssh"):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(case.run)
+            await case.ready.wait()
+            case.launcher.stop("enough")
+    said = caplog.records[-1].getMessage()
+    assert "slow ended in 0.0 s and answered after 8.0 s; 0 processes left on 3 hosts" in said
+    assert "dead could not be asked: no answer within 15 s" in said
+    assert case.is_empty
+
+
+async def test_a_shell_that_asks_instead_of_starting_python_is_told(autojump_clock: MockClock) -> None:
+    case = Case({**hosts(1), "asks": Script(asks="Which project? ")})
+    with pytest.raises(HostError, match=r"said nothing for 60 s, and the host's shell said 'Which project\?'"):
+        await case.run()
     assert case.is_empty

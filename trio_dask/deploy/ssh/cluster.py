@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import getpass
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args
 
 import trio
 
 from trio_dask.comm.joining import forget_cluster, remember_cluster
-from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME
+from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, Key, Option, declarations
+from trio_dask.configuration import configured, load
 from trio_dask.deploy.cluster import (
     CLOSED,
     AsyncCluster,
@@ -29,13 +30,13 @@ from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, parse_line
 from trio_dask.deploy.ssh.launch import open_logins
 from trio_dask.deploy.ssh.launched_host import Host
 from trio_dask.deploy.ssh.launcher import Launcher
-from trio_dask.deploy.ssh.options import LauncherSettings, place_scheduler
+from trio_dask.deploy.ssh.options import HOSTS, LEFT_TO_US, LauncherSettings, check_workers, place_scheduler
 from trio_dask.errors import ClusterError, TrioDaskError, UsageError
-from trio_dask.parsing import counted
+from trio_dask.parsing import counted, parse_choice
 from trio_dask.security.cluster_key import ClusterKey
 from trio_dask.security.credentials import Credentials
 from trio_dask.security.security import Security, as_security
-from trio_dask.unsupported_names import LOCAL_CLUSTER
+from trio_dask.unsupported_names import SSH_CLUSTER
 
 IGNORED = frozenset(("asynchronous", "loop", "silence_logs", "worker_module"))
 MEANINGLESS = frozenset(("dashboard", "dashboard_address", "protocol"))
@@ -94,6 +95,9 @@ def plan_ssh(
     """
     # Both forms of the cluster take their signature, defaults and docstring from here.
     scheduler = settings.pop("scheduler", None)
+    settings = {**configured(LauncherSettings, "ssh", load(), wanted=_is_of_login), **settings}
+    if remote_python is not None:
+        settings["remote_python"] = remote_python
     settings.setdefault("scheduler_port", 0)
     settings.setdefault("protocol", DEFAULT_TLS_SCHEME if security else DEFAULT_SCHEME)
     unknown = settings.keys() - set(LauncherSettings._fields) | settings.keys() & {"hosts"}
@@ -104,9 +108,23 @@ def plan_ssh(
     _add_worker_options(worker_options or {}, settings)
     _add_scheduler_options(scheduler_options or {}, settings)
     place, specs = place_scheduler(scheduler, specs)
-    return SSHPlan(
-        LauncherSettings(hosts=specs, scheduler=place, remote_python=remote_python, **settings), as_security(security)
-    )
+    settings = {name: _as_read(name, value) for name, value in settings.items()}
+    plan = LauncherSettings(hosts=specs, scheduler=place, **settings)
+    _check_plan(plan)
+    return SSHPlan(plan, as_security(security))
+
+
+def _is_of_login(declared: Option | Key) -> bool:
+    """Whether this says how to log in, and not what one cluster is: two clusters cannot share a port."""
+    return isinstance(declared, Option) and (declared.section == HOSTS or declared.key in ("remote_python", "setup"))
+
+
+def _check_plan(settings: LauncherSettings) -> None:
+    """Refuse settings that no worker could start with, before anybody logs in anywhere."""
+    try:
+        check_workers(settings)
+    except (TypeError, AttributeError) as error:  # a value of another kind than the setting has
+        raise UsageError(f"an option has a value of a wrong kind: {error}") from error
 
 
 def _specs(lines: Sequence[str], *, first_is_scheduler: bool) -> tuple[HostSpec, ...]:
@@ -165,10 +183,40 @@ def _add_worker_options(options: Options, settings: dict[str, Any]) -> None:
     for name, value in options.items():
         if name in OF_WORKERS:
             setting = OF_WORKERS[name]
-            settings[setting] = str(value) if setting in ("nworkers", "memory_limit") else value
+            if value is not None:
+                settings[setting] = str(value) if setting in ("nworkers", "memory_limit") else value
+        elif name.removeprefix("no_") in LEFT_TO_US:
+            raise UsageError(f"worker_options: {name}: the cluster decides that for its workers")
         elif name not in MEANINGLESS:
-            arguments.append(f"--{name.replace('_', '-')}={value}")
+            arguments += _words(name.replace("_", "-"), value)
     settings["worker_options"] = tuple(arguments)
+
+
+def _words(option: str, value: object) -> list[str]:
+    """An option of a command line with this value; None leaves it out, and of a list each value is given."""
+    match value:
+        case None:
+            return []
+        case bool():
+            return [f"--{'' if value else 'no-'}{option}"]
+        case list() | tuple():
+            return [f"--{option}={each}" for each in cast("Sequence[object]", value)]
+        case _:
+            return [f"--{option}={value}"]
+
+
+def _as_read(name: str, value: Any) -> Any:
+    """A setting that may be written as on a command line."""
+    declared = declarations(LauncherSettings).get(name)
+    if not isinstance(value, str) or declared is None:
+        return value
+    try:
+        if declared.reader is not None and declared.collect is None:
+            return declared.reader.read(value)
+        choices = get_args(get_args(LauncherSettings.__annotations__[name])[0])
+        return parse_choice(value, choices) if declared.reader is None and choices else value
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
 
 
 def _add_scheduler_options(options: Options, settings: dict[str, Any]) -> None:
@@ -222,6 +270,22 @@ class AsyncSSHCluster(AsyncCluster):
         check_scale(n)
         self.stop_adapting()
         self._running().set_host_count(n)
+
+    def scale_down(self, workers: Iterable[str]) -> None:
+        """Have these workers, by address or name, drain and end; does not wait. What they hold goes to the others.
+
+        A host is left as a whole: when all of its workers are named, or the host itself.
+        """
+        named = {str(worker) for worker in workers}
+        launcher = self._running()
+        launcher.retire(
+            [
+                host
+                for host in launcher.worker_hosts
+                if host.place in named
+                or (host.workers and all(named & {name, address} for name, address in host.workers.items()))
+            ]
+        )
 
     def units(self) -> dict[str, Sequence[str]]:
         """The hosts that should have workers, and the addresses of those that are registered.
@@ -293,13 +357,14 @@ class SSHCluster(BlockingCluster[AsyncSSHCluster]):
     """
 
     _KIND = "SSH cluster"
-    _UNSUPPORTED = LOCAL_CLUSTER
+    _UNSUPPORTED = SSH_CLUSTER
 
     @takes_arguments_of(plan_ssh, name="SSHCluster", for_trio="open_ssh_cluster", ignored=IGNORED)
     def __init__(self, plan: SSHPlan) -> None:
         self._start(partial(AsyncSSHCluster, plan))
 
     scale = called_in_loop(AsyncSSHCluster.scale)
+    scale_down = called_in_loop(AsyncSSHCluster.scale_down)
     adapt = called_in_loop(AsyncSSHCluster.adapt)
     logs = called_in_loop(AsyncSSHCluster.logs)
     wait_for_workers = awaited_in_loop(AsyncSSHCluster.wait_for_workers)

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import trio
 
+from trio_dask.comm.addresses import is_loopback
 from trio_dask.deploy.ssh.child_command import LocalSession
-from trio_dask.deploy.ssh.hosts import HostSpec
+from trio_dask.deploy.ssh.farewell import Answer, NoAnswer
+from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec
+from trio_dask.deploy.ssh.options import LOCALHOST, LauncherSettings, LocalScheduler, worker_arguments
+from trio_dask.deploy.ssh.orders import Greeting
 from trio_dask.deploy.ssh.remote_program import RemoteProgram
 from trio_dask.deploy.ssh.session import HostError, Session
 from trio_dask.retry_policy import Backoff
 
+HOST_LENGTH = 4
+"""How many digits at the end of a run's id name one of its hosts."""
 MAX_LINES = 1000
 AGAIN = Backoff(first_s=1.0, longest_s=30.0, spread=(0.5, 1.0))
+OTHER_PYTHON = "python3"
+"""Where this machine's own path of Python does not exist on a host."""
 SOUND_S = 30.0
 """A host that was there for longer is called again after the first pause."""
 
@@ -76,14 +85,50 @@ class Host:
     """What its programs have logged last."""
     failure: HostError | None = None
     is_wanted: bool = True
+    life: int = 0
+    """How often workers were wanted there again; those of an earlier life may still be ending."""
+    is_looked_after: bool = False
+    """Whether a task of the launcher serves it."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    answer: Answer | None = None
-    """What it said, when it was asked, of processes that are left; None: it was not asked, or did not answer."""
+    is_silent: bool = False
+    """Whether a program there was told to end, and no end of it was seen."""
+    answer: Answer | NoAnswer | None = None
+    """What it said, when it was asked, of processes that are left; None: nothing was started there."""
+
+    def is_in(self, life: int) -> bool:
+        """Whether the workers of this life are those that are wanted."""
+        return self.is_wanted and self.life == life
+
+    def is_wanted_after(self, life: int) -> bool:
+        """Whether workers of a later life are wanted."""
+        return self.is_wanted and self.life != life
+
+    def end_life(self, life: int) -> None:
+        """The workers of this life have ended; others may be wanted already."""
+        self.phase = Phase.OVER if self.life == life else Phase.STARTING
 
     @property
     def place(self) -> str:
         """What messages call it."""
         return self.spec.place
+
+
+def pythons_of(spec: HostSpec, settings: LauncherSettings) -> list[str]:
+    """Where Python may be on a host, the likeliest path first."""
+    given = spec.python or settings.remote_python
+    return [sys.executable, OTHER_PYTHON] if given is None else [given]
+
+
+def contact_host(greeting: Greeting, hosts: Sequence[HostSpec]) -> str | None:
+    """Where workers reach the scheduler: where the login reached it, unless that means this machine to them."""
+    only_local = all(is_loopback(host.host) for host in hosts)
+    usable = greeting.reached and (only_local or not is_loopback(greeting.reached))
+    return greeting.reached if usable else None
+
+
+def here() -> HostSpec:
+    """This machine, for a scheduler that is a process of it."""
+    return HostSpec(LOCALHOST, nworkers=NO_WORKERS, is_scheduler=True)
 
 
 @asynccontextmanager
@@ -92,11 +137,16 @@ async def stay_here(host: HostSpec, on_step: Callable[[str], object]) -> AsyncGe
     yield LocalSession()
 
 
-class Answer(NamedTuple):
-    """What a host said at its end: how long that took, and how many processes are left."""
-
-    seconds: float
-    left: int
+def hosts_of(settings: LauncherSettings, run_id: str, log_in: LogIn) -> list[Host]:
+    """The hosts of a launcher; this machine is the first if the scheduler is a process of it."""
+    hosts = [
+        Host(spec, "", worker_arguments(spec, settings), pythons_of(spec, settings), log_in) for spec in settings.hosts
+    ]
+    if isinstance(settings.scheduler, LocalScheduler):
+        hosts.insert(0, Host(here(), "", [], [sys.executable], stay_here))
+    for number, host in enumerate(hosts):
+        host.run = f"{run_id}{number:0{HOST_LENGTH}x}"
+    return hosts
 
 
 class Hopeless(HostError):

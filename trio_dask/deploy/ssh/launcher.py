@@ -20,34 +20,30 @@ import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any, Literal
 
 import trio
 
 from trio_dask._version import __version__
-from trio_dask.comm.addresses import is_loopback, parse_address
-from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec
+from trio_dask.comm.addresses import parse_address
+from trio_dask.deploy.ssh.farewell import Answer, NoAnswer, processes, tell_end
 from trio_dask.deploy.ssh.launched_host import (
-    Answer,
     Hopeless,
     Host,
     LogIn,
     OnEvent,
     Pauses,
     Phase,
+    contact_host,
+    hosts_of,
     ignore_event,
     ignore_step,
-    stay_here,
 )
 from trio_dask.deploy.ssh.options import (
-    LOCALHOST,
     LauncherSettings,
-    LocalScheduler,
     Output,
     RunningScheduler,
     scheduler_arguments,
-    worker_arguments,
 )
 from trio_dask.deploy.ssh.orders import Greeting, Order, Preparation
 from trio_dask.deploy.ssh.remote_program import ProgramEnd, PythonMissing, RemoteProgram, ask_for_leftovers
@@ -63,13 +59,11 @@ if TYPE_CHECKING:
     from trio_dask.security.security import Security
 
 RUN_LENGTH = 7
-HOST_LENGTH = 4
-FEW = 8
 DRAIN_S = 3.0
 """For how long workers may drain before everything is ended."""
 SWEEP_S = 2.5
-OTHER_PYTHON = "python3"
-"""Where this machine's own path of Python does not exist on a host."""
+PATIENT_SWEEP_S = 15.0
+"""For a host whose programs have ended when told to: there a Python must start for the answer, and it may be busy."""
 LEVELS: Mapping[Output, int] = {"quiet": logging.ERROR, "warnings": logging.WARNING, "all": logging.DEBUG}
 HOPELESS = (ExitStatus.WRONG_USAGE, ExitStatus.REFUSED, ExitStatus.KEPT_CRASHING)
 
@@ -103,31 +97,14 @@ class Launcher:
         self._settings = settings
         self._credentials = credentials
         self._security = security
-        self._log_in = log_in
         self._on_event = on_event
         self._stays = stays
-        self._numbers = count()
-        self._hosts = [self._new_host(spec) for spec in settings.hosts]
-        if isinstance(settings.scheduler, LocalScheduler):
-            self._hosts.insert(0, self._here())
+        self._hosts = hosts_of(settings, self.run_id, log_in)
         self._limiter = trio.CapacityLimiter(settings.max_connecting)
         self._nursery: trio.Nursery | None = None
         self._changed = trio.Event()
         self._is_ready = False
         self._stopping_since = math.inf
-
-    def _new_host(self, spec: HostSpec) -> Host:
-        given = spec.python or self._settings.remote_python
-        pythons = [sys.executable, OTHER_PYTHON] if given is None else [given]
-        return Host(spec, self._new_run(), worker_arguments(spec, self._settings), pythons, self._log_in)
-
-    def _here(self) -> Host:
-        """This machine, for a scheduler that is a process of it."""
-        spec = HostSpec(LOCALHOST, nworkers=NO_WORKERS, is_scheduler=True)
-        return Host(spec, self._new_run(), [], [sys.executable], stay_here)
-
-    def _new_run(self) -> str:
-        return f"{self.run_id}{next(self._numbers):0{HOST_LENGTH}x}"
 
     @property
     def hosts(self) -> Sequence[Host]:
@@ -153,6 +130,7 @@ class Launcher:
                 if isinstance(self._settings.scheduler, RunningScheduler):
                     self._note_scheduler(self._settings.scheduler.address)
                 for host in self._hosts:
+                    host.is_looked_after = True
                     nursery.start_soon(self._look_after, host)
                 await self._until(self._all_ready)
                 with self._scheduler_file():
@@ -161,7 +139,7 @@ class Launcher:
                     await self._until(self._all_over)
                 self._end()
         finally:
-            self._tell_end()
+            tell_end([(host.place, host.answer) for host in self._hosts])
         if self.failure is not None:
             raise self.failure
 
@@ -220,38 +198,44 @@ class Launcher:
         return [host for host in self._hosts if host.arguments and host.is_wanted]
 
     def set_host_count(self, number: int) -> None:
-        """Have workers on this many hosts, the first ones of the settings: start those on others, or let them drain."""
+        """Have workers on this many hosts: start some on others, in the settings' order, or let the last drain."""
         able = [host for host in self._hosts if host.arguments]
-        for position, host in enumerate(able):
-            if position >= number:
-                self._retire(host)
-            elif not host.is_wanted:
-                self._begin(host)
+        wanted = [host for host in able if host.is_wanted]
+        unwanted = [host for host in able if not host.is_wanted]
+        unwanted.sort(key=lambda host: host.failure is not None)
+        for host in unwanted[: max(0, number - len(wanted))]:
+            self._want(host)
+        self.retire(wanted[number:])
+
+    def _want(self, host: Host) -> None:
+        """Have workers there; if it is still ending others, afterwards."""
+        assert self._nursery is not None
+        host.is_wanted, host.failure, host.phase = True, None, Phase.STARTING
+        host.life += 1
+        if not host.is_looked_after:
+            host.is_looked_after = True
+            self._nursery.start_soon(self._look_after, host)
+        self._note_change()
+
+    def retire(self, hosts: Sequence[Host]) -> None:
+        """Let the workers of these hosts drain, and end; what they hold goes to the others. Does not wait."""
+        for host in hosts:
+            host.is_wanted = False
+            if host.program is not None:
+                host.program.signal(signal.SIGTERM, "the cluster was made smaller")
+            elif not host.spec.is_scheduler:
+                host.scope.cancel()
         self._note_change()
 
     def add_hosts(self, number: int) -> None:
         """Have workers on so many more hosts, of those where the last ones have ended."""
         idle = [host for host in self._hosts if host.arguments and not host.is_wanted and host.phase is Phase.OVER]
         for host in idle[:number]:
-            self._begin(host)
-        self._note_change()
+            self._want(host)
 
     def note_release(self, place: str) -> None:
         """The workers of this host have been told to leave."""
         next(host for host in self._hosts if host.place == place).is_wanted = False
-
-    def _begin(self, host: Host) -> None:
-        assert self._nursery is not None
-        host.is_wanted, host.failure, host.phase = True, None, Phase.STARTING
-        host.scope = trio.CancelScope()
-        self._nursery.start_soon(self._look_after, host)
-
-    def _retire(self, host: Host) -> None:
-        host.is_wanted = False
-        if host.program is not None:
-            host.program.signal(signal.SIGTERM, "the cluster was made smaller")
-        elif not host.spec.is_scheduler:
-            host.scope.cancel()
 
     async def wait_for_workers(self, number: int) -> None:
         """Wait until at least this many workers are registered."""
@@ -280,26 +264,39 @@ class Launcher:
     # ------------------------------------------------------------------------------------------ one host
 
     async def _look_after(self, host: Host) -> None:
+        """Serve a host until what runs there has ended, and again if it is wanted again meanwhile."""
+        while True:
+            life = host.life
+            with trio.CancelScope() as host.scope:
+                await self._serve_life(host, life)
+            host.end_life(life)
+            if not host.is_wanted_after(life):
+                break
+        host.is_looked_after = False
+        self._note_change()
+
+    async def _serve_life(self, host: Host, life: int) -> None:
         """Serve a host until what runs there has ended; call it again when it is lost after it was ready."""
         pause = Pauses()
-        with host.scope:
-            while True:
-                try:
-                    with one_host_error():
-                        await self._serve(host)
-                    break
-                except HostError as exc:
-                    if host.phase is Phase.STARTING or host.spec.is_scheduler:
-                        self._give_up(host, exc)
-                        break
-                    self._lose(host, exc)
-                await trio.sleep(pause.next_s())
-        host.phase = Phase.OVER
-        self._note_change()
+        while True:
+            try:
+                with one_host_error():
+                    await self._serve(host)
+                return
+            except HostError as exc:
+                if host.spec.is_scheduler or (host.is_in(life) and host.phase is Phase.STARTING):
+                    self._give_up(host, exc)
+                    return
+                if not host.is_in(life):
+                    log.warning("%s", exc)
+                    return
+                self._lose(host, exc)
+            await trio.sleep(pause.next_s())
 
     async def _serve(self, host: Host) -> None:
         step = partial(self._step, host)
         async with AsyncExitStack() as stack:
+            host.is_silent = False
             async with self._limiter:
                 session = await stack.enter_async_context(host.log_in(host.spec, step))
             try:
@@ -313,19 +310,23 @@ class Launcher:
             finally:
                 since = min(self._stopping_since, trio.current_time())
                 await self._sweep(host, session, since)  # noqa: ASYNC102 - it shields itself, with a limit
-                if host.answer is not None:
+                if isinstance(host.answer, Answer):
                     self._on_event(host.place, "ended", f"in {host.answer.seconds:.1f} s")
 
     async def _sweep(self, host: Host, session: Session, since: float = math.inf) -> None:
         """End what is left of the run there, and note the answer."""
-        host.answer = None
+        host.answer = NoAnswer("the launcher was cancelled")
         setup = host.spec.setup or self._settings.setup
-        found = await ask_for_leftovers(host.place, session, host.pythons[0], setup, host.run, SWEEP_S)
-        if found is not None:
-            before, left = found
-            host.answer = Answer(trio.current_time() - since, left)
-            if before:
-                log.warning("%s: %s had to be killed", host.place, _processes(before))
+        limit_s = SWEEP_S if host.is_silent else PATIENT_SWEEP_S
+        asked_at = trio.current_time()
+        try:
+            before, left = await ask_for_leftovers(host.place, session, host.pythons[0], setup, host.run, limit_s)
+        except HostError as exc:
+            host.answer = NoAnswer(exc.words)
+            return
+        host.answer = Answer(max(0.0, asked_at - since), trio.current_time() - asked_at, left)
+        if before:
+            log.warning("%s: %s had to be killed", host.place, processes(before))
 
     def _step(self, host: Host, step: str, text: str = "") -> None:
         self._on_event(host.place, step, text)
@@ -343,7 +344,7 @@ class Launcher:
         if host.spec.is_scheduler and self._is_ready:
             self._fail(NoScheduler(f"the scheduler's host is lost: {error}"))
             return
-        host.failure, host.phase = error, Phase.OVER
+        host.failure, host.phase, host.is_wanted = error, Phase.OVER, False
         self._on_event(host.place, "failed", f"{error.step}: {error.words}")
         missing = sum(each.failure is not None for each in self._hosts)
         nothing_left = all(each.failure is not None for each in self._hosts if each.arguments)
@@ -385,6 +386,7 @@ class Launcher:
                     raise
                 del host.pythons[0]
             finally:
+                host.is_silent |= program.is_silent
                 if role == "workers":
                     host.program = None
                     self._note_change()
@@ -399,7 +401,8 @@ class Launcher:
                 nursery.start_soon(self._open_tunnel, session, str(report["address"]))
 
         async def order(greeting: Greeting) -> Order:  # noqa: ASYNC124 - as workers wait for it, others may
-            return self._order(host, "scheduler", scheduler_arguments(self._settings), self._contact_host(greeting))
+            reached = contact_host(greeting, [each.spec for each in self._hosts])
+            return self._order(host, "scheduler", scheduler_arguments(self._settings), reached)
 
         async with trio.open_nursery() as nursery:
             end = await self._run_program(host, session, "scheduler", order, on_report)
@@ -419,27 +422,39 @@ class Launcher:
         self._note_scheduler(address)
 
     async def _keep_workers(self, host: Host, session: Session) -> None:
-        """Run the workers, and start them again when all have failed after they were ready."""
-        pause = Pauses()
+        """Run the workers; where the scheduler is, over the same connection again when they are wanted again."""
         while True:
+            life = host.life
+            await self._run_life(host, session, life)
+            host.end_life(life)
+            self._note_change()
+            if not host.spec.is_scheduler:
+                return
+            await self._until(partial(host.is_wanted_after, life))
+
+    async def _run_life(self, host: Host, session: Session, life: int) -> None:
+        """Run the workers of one life, and start them again when all have failed after they were ready."""
+        pause = Pauses()
+        while host.is_in(life):
             try:
-                await self._run_workers(host, session)
-                host.phase = Phase.OVER
-                self._note_change()
+                await self._run_workers(host, session, life)
                 return
             except HostLost:
                 raise
             except HostError as exc:
+                if not host.is_in(life):
+                    log.warning("%s", exc)
+                    return
                 if host.phase is Phase.STARTING or isinstance(exc, Hopeless):
                     self._give_up(host, exc)
                     return
                 self._lose(host, exc)
             await trio.sleep(pause.next_s())
 
-    async def _run_workers(self, host: Host, session: Session) -> None:
+    async def _run_workers(self, host: Host, session: Session, life: int) -> None:
         def on_report(report: Mapping[str, Any]) -> None:
             host.workers, host.expected = report["workers"], report["of"]
-            if len(host.workers) == report["of"] and host.phase is not Phase.READY:
+            if len(host.workers) == report["of"] and host.phase is not Phase.READY and host.is_in(life):
                 host.phase = Phase.READY
                 self._step(host, "joined", counted(report["of"], "worker"))
             self._note_change()
@@ -469,32 +484,3 @@ class Launcher:
             log_directory=self._settings.log_directory,
             environment=self._settings.remote_env,
         )
-
-    def _contact_host(self, greeting: Greeting) -> str | None:
-        """Where workers reach the scheduler: where the login reached it, unless that means this machine to them."""
-        only_local = all(is_loopback(host.spec.host) for host in self._hosts)
-        usable = greeting.reached and (only_local or not is_loopback(greeting.reached))
-        return greeting.reached if usable else None
-
-    # ------------------------------------------------------------------------------------------ what it says at last
-
-    def _tell_end(self) -> None:
-        asked = [host for host in self._hosts if host.answer is not None]
-        if not asked:
-            return
-        answers = [host.answer for host in asked if host.answer is not None]
-        if len(asked) <= FEW:
-            times = ", ".join(f"{host.place} ended in {host.answer.seconds:.1f} s" for host in asked if host.answer)
-        else:
-            seconds = sorted(answer.seconds for answer in answers)
-            times = f"{len(asked)} hosts ended in {seconds[0]:.1f} to {seconds[-1]:.1f} s"
-        left = sum(answer.left for answer in answers)
-        log.info("%s; %s left on %s", times, _processes(left), counted(len(asked), "host"))
-        for host in asked:
-            if host.answer is not None and host.answer.left:
-                number = _processes(host.answer.left)
-                log.warning("%s left on %s: try `dask-ssh --clean %s`", number, host.place, host.place)
-
-
-def _processes(number: int) -> str:
-    return f"{number} process{'' if number == 1 else 'es'}"

@@ -31,15 +31,17 @@ class Lifeline:
         self.orders: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         """What the launcher ordered while the lifeline was watched; None at its end."""
 
-    def first_order(self) -> dict[str, Any] | None:
-        """Wait for the first line, before anything is watched; None at the end of the lifeline."""
-        while not self._read:
-            data = os.read(self._fd, 65536)
-            if not data:
-                return None
-            self._read += self._lines.feed(data)
-        order: dict[str, Any] = json.loads(self._read.pop(0))
-        return order
+    def next_order(self) -> dict[str, Any] | None:
+        """Wait for the next order, before anything is watched; None at the end of the lifeline."""
+        while True:
+            while not self._read:
+                data = os.read(self._fd, 65536)
+                if not data:
+                    return None
+                self._read += self._lines.feed(data)
+            order: dict[str, Any] = json.loads(self._read.pop(0))
+            if "beat" not in order:
+                return order
 
     def watch(
         self, ask: Callable[[str, int | None], None], end: Callable[[], object], *, silence_s: float

@@ -34,6 +34,7 @@ from trio_dask.deploy.ssh.hosts import (
     read_workers,
 )
 from trio_dask.errors import UsageError
+from trio_dask.hooks import hooks
 from trio_dask.parsing import (
     MAX_NAME_LENGTH,
     counted,
@@ -50,6 +51,13 @@ WORKERS = "Workers (those of each host; options in a line of a host come first)"
 FAILURES = "When a host fails"
 OUTPUT = "What the launcher does and shows"
 LOCALHOST: Final = "localhost"
+ANY_SCHEDULER: Final = "scheduler:8786"
+"""Where the command line of a worker is checked before there is a scheduler."""
+LEFT_TO_US: Final = (
+    *("scheduler_file", "cluster_key", "auth", "tls_ca_file", "tls_cert", "tls_key"),
+    *("nanny", "preload_nanny", "log_file", "log_format", "debug"),
+)
+"""Options of `dask-worker` that a launcher's workers must not have: it tells them these things in another way."""
 
 
 class LocalScheduler(NamedTuple):
@@ -141,6 +149,7 @@ class LauncherSettings(NamedTuple):
             "--accept-new-host-keys",
             "Log in to hosts whose keys are unknown, and remember these keys; changed keys are refused all the same.",
             HOSTS,
+            has_key=False,
         ),
     ] = False
     max_connecting: Annotated[
@@ -163,6 +172,7 @@ class LauncherSettings(NamedTuple):
             "Write the scheduler's address, and the key of the cluster, to this file of this machine.",
             WHERE_IT_RUNS,
             OUTPUT_FILE,
+            has_key=False,
         ),
     ] = None
     remote_python: Annotated[
@@ -191,6 +201,7 @@ class LauncherSettings(NamedTuple):
             WHERE_IT_RUNS,
             ENVIRONMENT,
             collect=dict,
+            has_key=False,
         ),
     ] = {}
     log_directory: Annotated[
@@ -206,6 +217,7 @@ class LauncherSettings(NamedTuple):
             "Worker processes: a number, -1 for one per CPU (-2: one less), or auto. Default: 1.",
             WORKERS,
             WORKER_COUNT,
+            has_key=False,
         ),
     ] = None
     nthreads: Annotated[
@@ -215,6 +227,7 @@ class LauncherSettings(NamedTuple):
             "Tasks that each worker runs at once. Default: the CPUs, divided among the workers.",
             WORKERS,
             THREADS,
+            has_key=False,
         ),
     ] = None
     memory_limit: Annotated[
@@ -224,14 +237,16 @@ class LauncherSettings(NamedTuple):
             "Memory limit of each worker: 4GiB, 0.5 (of its machine), 0 (no limit). Default: its share.",
             WORKERS,
             MEMORY_LIMIT,
+            has_key=False,
         ),
     ] = None
     name: Annotated[
         str | None,
-        Option("--name", "Name of the workers; several hosts have NAME-0, NAME-1, ...", WORKERS, NAME),
+        Option("--name", "Name of the workers; several hosts have NAME-0, NAME-1, ...", WORKERS, NAME, has_key=False),
     ] = None
     resources: Annotated[
-        Mapping[str, float], Option("--resources", "Resources of each worker, such as GPU=2.", WORKERS, RESOURCES)
+        Mapping[str, float],
+        Option("--resources", "Resources of each worker, such as GPU=2.", WORKERS, RESOURCES, has_key=False),
     ] = {}
     worker_port: Annotated[
         tuple[int, int],
@@ -241,6 +256,7 @@ class LauncherSettings(NamedTuple):
             WORKERS,
             PORT_RANGE,
             hides_default=True,
+            has_key=False,
         ),
     ] = (0, 0)
     nanny_port: Annotated[
@@ -251,11 +267,14 @@ class LauncherSettings(NamedTuple):
             WORKERS,
             PORT_RANGE,
             hides_default=True,
+            has_key=False,
         ),
     ] = (0, 0)
     local_directory: Annotated[
         str | None,
-        Option("--local-directory", "Folder of the workers to spill to, on their hosts.", WORKERS, FOLDER),
+        Option(
+            "--local-directory", "Folder of the workers to spill to, on their hosts.", WORKERS, FOLDER, has_key=False
+        ),
     ] = None
     death_timeout_s: Annotated[
         float,
@@ -264,6 +283,7 @@ class LauncherSettings(NamedTuple):
             "Workers exit after this long without the scheduler, and everything after this long without us (0: never).",
             WORKERS,
             TIME_LIMIT,
+            has_key=False,
         ),
     ] = 60.0
     worker_options: tuple[str, ...] = ()
@@ -283,6 +303,7 @@ class LauncherSettings(NamedTuple):
             "--tunnel",
             "Forward the scheduler's port to this machine, through SSH, for clients here.",
             WHERE_IT_RUNS,
+            has_key=False,
         ),
     ] = False
     output: Output = "warnings"
@@ -369,6 +390,26 @@ def worker_arguments(spec: HostSpec, settings: LauncherSettings) -> list[str]:
     options = [f"{option}={value}" for option, value in given.items() if value is not None]
     # Without this, workers with a death-timeout would wait for another scheduler after ours.
     return [*options, "--on-scheduler-stop=leave", *settings.worker_options]
+
+
+def check_workers(settings: LauncherSettings) -> None:
+    """Refuse what the `dask-worker` of some host would refuse; hosts that differ in names alone are checked once.
+
+    Raises:
+      UsageError: the message names the place of the host.
+    """
+    check = hooks.check_worker
+    assert check is not None
+    checked: set[tuple[str, ...]] = set()
+    for spec in settings.hosts:
+        arguments = worker_arguments(spec, settings)
+        kind = tuple(word for word in arguments if not word.startswith("--name="))
+        if arguments and kind not in checked:
+            checked.add(kind)
+            try:
+                check([ANY_SCHEDULER, *arguments])
+            except UsageError as error:
+                raise UsageError(f"{spec.origin}: {error}") from error
 
 
 def _name_of_host(spec: HostSpec, settings: LauncherSettings) -> str | None:

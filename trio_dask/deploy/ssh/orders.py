@@ -20,7 +20,7 @@ RUN_VARIABLE: Final = "TRIO_DASK_SSH_RUN"
 BEAT_S: Final = 5.0
 MAX_LINE_BYTES: Final = 2**20
 
-Role = Literal["scheduler", "workers", "sweep"]
+Role = Literal["scheduler", "workers", "sweep", "listen", "reach"]
 
 
 class Greeting(NamedTuple):
@@ -35,7 +35,8 @@ class Greeting(NamedTuple):
 class Preparation(NamedTuple):
     """What a host is to prepare for; `run` names the launcher's run. It ends after `silence_s` without a word.
 
-    For the role `sweep`, `run` may be empty: then everything that has lost its launcher is meant.
+    For the role `sweep`, `run` may be empty: then everything that has lost its launcher is meant. `listen` and `reach`
+    are the two ends of `way_back`.
     """
 
     role: Role
@@ -44,7 +45,7 @@ class Preparation(NamedTuple):
 
 
 class Order(NamedTuple):
-    """Start a scheduler, or workers, as `arguments` of `dask-scheduler` or `dask-worker` say.
+    """Start a scheduler, or workers, as `arguments` of `dask-scheduler` or `dask-worker` say; or see `way_back`.
 
     `label` names the program in its log. Others reach a scheduler at `contact_host`, if that is given.
     """
@@ -73,6 +74,11 @@ class Lines:
         if len(self._rest) > MAX_LINE_BYTES:
             lines, self._rest = [*lines, self._rest], b""
         return lines
+
+    @property
+    def rest(self) -> bytes:
+        """The beginning of a line that no end has followed yet."""
+        return self._rest
 
     def end(self) -> list[bytes]:
         """The line that no end followed."""

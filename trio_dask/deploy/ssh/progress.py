@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 VERSION: Final = ("resolve", "login", "python", "version")
 """The steps of a host that is only looked at."""
+REACHED: Final = (*VERSION, "reach")
+"""The steps of a host that is checked: the last is its way to the scheduler's address."""
 JOINED: Final = (*VERSION, "started", "joined")
 """The steps of a host that runs workers."""
 FAILED: Final = "failed"

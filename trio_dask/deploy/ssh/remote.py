@@ -51,7 +51,7 @@ def main() -> int:
     fd = os.dup(0)
     release_streams(0)
     lifeline = Lifeline(fd)
-    first = lifeline.first_order()
+    first = lifeline.next_order()
     if first is None:
         return ExitStatus.STOPPED
     preparation = from_json(Preparation, first)
@@ -59,7 +59,23 @@ def main() -> int:
         found, left = sweep(preparation.run)
         reports.send({"found": found, "left": left})
         return ExitStatus.STOPPED
+    if preparation.role in ("listen", "reach"):
+        return _test_way_back(preparation, lifeline, reports)
     return _serve(preparation, lifeline, reports)
+
+
+def _test_way_back(preparation: Preparation, lifeline: Lifeline, reports: _Reports) -> int:
+    from trio_dask.deploy.ssh import way_back
+
+    name_this_process(preparation.run)
+    content = lifeline.next_order()
+    if content is not None:
+        order = from_json(Order, content["order"])
+        if preparation.role == "listen":
+            way_back.listen(order, lifeline, reports.send)
+        else:
+            way_back.reach(order, reports.send)
+    return ExitStatus.STOPPED
 
 
 def _greeting() -> Greeting:

@@ -88,11 +88,20 @@ class RemoteProgram:
         self._failure: dict[str, Any] = {}
         self._credentials = credentials
         self._process: RemoteProcess | None = None
+        self._signals: list[bytes] = []
+        self._output = self._errors = Lines()
+        self.is_silent = False
+        """Whether it was told to end, and no end of it was seen: the host hangs, or the link does."""
 
     def signal(self, number: int, reason: str) -> None:
-        """Have it act on this signal, if it runs."""
+        """Have it act on this signal, as soon as it runs."""
+        self._signals.append(encode({"signal": number, "reason": reason}))
+        self._send_signals()
+
+    def _send_signals(self) -> None:
         if self._process is not None:
-            self._process.write(encode({"signal": number, "reason": reason}))
+            self._process.write(b"".join(self._signals))
+            self._signals.clear()
 
     async def run(self, order: Callable[[Greeting], Awaitable[Order]] | None) -> ProgramEnd:
         """Run it to its end; cancelled, end it, for `END_S` at most. Without an order it is only prepared.
@@ -112,6 +121,7 @@ class RemoteProgram:
                     greeting = await self._greet(process)
                     process.write(encode(to_json(self._preparation)))
                     self._process = process
+                    self._send_signals()
                     if order is not None:
                         nursery.start_soon(self._beat, process)
                         content = {"order": to_json(await order(greeting)), "secrets": to_secrets(self._credentials)}
@@ -120,8 +130,9 @@ class RemoteProgram:
                     nursery.cancel_scope.deadline = trio.current_time() + DRAIN_S
             finally:
                 self._process = None
-                with trio.move_on_after(END_S, shield=True):
+                with trio.move_on_after(END_S, shield=True) as limit:
                     await self._end(process)
+                self.is_silent = limit.cancelled_caught
         if status == EXIT_UNKNOWN:
             raise HostLost(self._place, "connection", "the connection was lost")
         return ProgramEnd(self._failure.get("status", status), self._words(status))
@@ -149,7 +160,7 @@ class RemoteProgram:
     # ------------------------------------------------------------------------------------------ what it says
 
     async def _read_reports(self, process: RemoteProcess) -> None:
-        lines = Lines()
+        lines = self._output = Lines()
         while data := await process.receive():
             for line in lines.feed(data):
                 report = read_report(line)
@@ -172,7 +183,7 @@ class RemoteProgram:
             self._on_report(report)
 
     async def _read_errors(self, process: RemoteProcess) -> None:
-        lines = Lines()
+        lines = self._errors = Lines()
         while data := await process.receive_error():
             for line in lines.feed(data):
                 self._remember(line)
@@ -205,7 +216,7 @@ class RemoteProgram:
         with trio.move_on_after(START_S) as limit:
             await self._greeted.wait()
         if limit.cancelled_caught:
-            raise HostError(self._place, "python", f"{self._python} said nothing for {START_S:g} s")
+            raise HostError(self._place, "python", f"{self._python} said nothing for {START_S:g} s{self._question()}")
         if self._greeting is None:
             raise await self._explain_start(process)
         greeting = self._greeting
@@ -218,6 +229,12 @@ class RemoteProgram:
             raise HostError(self._place, "version", f"Python {greeting.python} there, {mine} here", remedy)
         self._on_step("version", f"trio_dask {greeting.package}")
         return greeting
+
+    def _question(self) -> str:
+        """What the host's shell said instead: it may be waiting for an answer."""
+        asked = self._errors.rest or self._output.rest
+        text = asked.decode(errors="replace").strip() or (self._tail[-1] if self._tail else "")
+        return f", and the host's shell said {text[-80:]!a}" if text else ""
 
     async def _explain_start(self, process: RemoteProcess) -> HostError:
         """Why there was no greeting: the connection, Python itself, its age, or what it can import."""
@@ -263,14 +280,18 @@ def _is_old(found: str) -> bool:
 
 async def ask_for_leftovers(
     place: str, session: Session, python: str, setup: str | None, run: str, limit_s: float
-) -> tuple[int, int] | None:
-    """End what is left of a run on a host. How many processes there were, and are still; None if it does not answer."""
+) -> tuple[int, int]:
+    """End what is left of a run on a host. Gives how many processes there were, and are still.
+
+    Raises:
+      HostError: the host could not be asked.
+    """
     answer: dict[str, Any] = {}
     program = RemoteProgram(place, session, python, setup, Preparation("sweep", run), on_report=answer.update)
+    words = f"no answer within {limit_s:g} s"
     with trio.move_on_after(limit_s, shield=True):
-        try:
-            await program.run(None)
-        except HostError as exc:
-            log.debug("%s was not asked for what is left: %s", place, exc)
+        words = (await program.run(None)).words
     found, left = answer.get("found"), answer.get("left")
-    return (found, left) if isinstance(found, int) and isinstance(left, int) else None
+    if isinstance(found, int) and isinstance(left, int):
+        return found, left
+    raise HostError(place, "end", words)
