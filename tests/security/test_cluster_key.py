@@ -19,6 +19,7 @@ from trio_dask.errors import UnavailableError
 from trio_dask.processes.child_context import ChildContext, ChildLog
 from trio_dask.processes.child_process import ChildSpec
 from trio_dask.scheduler_file import read_scheduler_file, scheduler_file_text
+from trio_dask.security import cluster_key
 from trio_dask.security.cluster_key import ClusterKey, home_key, home_key_file, read_key_file
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials, find_credentials, from_secrets, to_secrets
 
@@ -108,6 +109,9 @@ def test_without_an_absolute_folder_for_configuration_it_is_below_the_home(
     monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert home_key_file() == tmp_path / ".config" / "trio_dask" / "cluster.key"
+    # `scp` begins in the home of the login, which this HOME is not.
+    assert home_key().place.endswith(f":{tmp_path}/.config/trio_dask/cluster.key")
+    monkeypatch.setattr(cluster_key, "_login_home", lambda: str(tmp_path))
     assert home_key().place.endswith(":~/.config/trio_dask/cluster.key")
 
 
