@@ -49,7 +49,7 @@ def scheduler_file_text(
 
 def copied_scheduler_file_text(address: str, *, incarnation: str, key: ClusterKey | None = None) -> str:
     """What a client writes into a scheduler file: it names no process, since it knows none."""
-    content = {"type": "Scheduler", "id": incarnation, "address": address, "workers": {}}
+    content: dict[str, object] = {"type": "Scheduler", "id": incarnation, "address": address, "workers": {}}
     return json.dumps(content if key is None else {**content, "cluster_key": key.hex()}, indent=2) + "\n"
 
 

@@ -59,6 +59,7 @@ PAIRS = [
 
 MAY_DIFFER = {
     "Client.close": "the blocking one ends threads, for which it has a timeout, and a cluster of its own",
+    "Client.datasets": "a mapping answers at once, which nothing can in Trio",
     "LocalCluster.get_client": "it gives the client of the same kind; the one for Trio has to be entered",
 }
 

@@ -1,5 +1,7 @@
 """The default client of a Trio program: an `AsyncClient`, in its block."""
 
+from contextlib import ExitStack
+
 import pytest
 import trio
 import trio.testing
@@ -39,17 +41,15 @@ async def test_a_trio_task_gets_the_client_for_trio_and_a_plain_thread_the_one_t
     async with open_async_client(MiniCluster()) as for_trio:
         default_clients.remember(for_trio)
         assert await trio.to_thread.run_sync(get_client) is for_trio
-        opened = open_client(MiniCluster())
-        blocking = await trio.to_thread.run_sync(opened.__enter__)
-        try:
+        with ExitStack() as opened:
+            opened.callback(default_clients.forget, for_trio)
+            blocking = await trio.to_thread.run_sync(opened.enter_context, open_client(MiniCluster()))
             default_clients.remember(blocking)
             assert get_client() is for_trio
             assert await trio.to_thread.run_sync(get_client) is blocking
             with for_trio.as_current():
                 assert await trio.to_thread.run_sync(get_client) is blocking
-        finally:
-            await trio.to_thread.run_sync(opened.__exit__, None, None, None)
-            default_clients.forget(for_trio)
+            await trio.to_thread.run_sync(opened.close)
 
 
 async def test_collections_compute_in_threads_and_persist_but_never_block_the_loop() -> None:
@@ -75,7 +75,7 @@ async def test_a_client_without_an_address_has_a_cluster_of_its_own_for_its_bloc
             _ = client.cluster.scheduler_address
 
 
-async def test_options_of_a_cluster_and_other_forms_are_refused_where_they_mean_nothing() -> None:
+def test_options_of_a_cluster_and_other_forms_are_refused_where_they_mean_nothing() -> None:
     with pytest.raises(TypeError, match=r"n_workers.*there is a cluster already"):
         AsyncClient("tcp://h:1", n_workers=2)
     with pytest.raises(UsageError, match="Client is the one that blocks"):

@@ -64,9 +64,8 @@ def test_orders_are_passed_on_one_by_one_and_end_nothing(parent: Parent) -> None
     assert not parent.was_ended.is_set()
 
 
-def test_the_end_of_stdin_asks_for_the_end_then_ends_the_process(parent: Parent) -> None:
+def test_the_order_to_end_counts_while_another_process_holds_stdin_open(parent: Parent) -> None:
     parent.order(reason="the parent process stops")
-    parent.end("stdin")
     assert parent.wait_asked(1) == [("the parent process stops", None)]
     assert parent.was_ended.wait(10)
 

@@ -33,7 +33,7 @@ def test_with_one_worker_it_runs_there_again_and_no_retry_is_used(tmp_path: Path
         assert client.submit(once, str(tmp_path), retries=0).result(timeout=10) == 1
 
 
-async def only_on_under_trio(name: str) -> str:
+async def only_on_under_trio(name: str) -> str:  # noqa: ASYNC124 - a coroutine function is what is to be run
     return only_on(name)
 
 

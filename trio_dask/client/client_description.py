@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError as CallCancelled
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Final, cast
 
@@ -53,7 +53,7 @@ class ClientDescription:
             return None
         try:
             info = self.engine.call(self.engine.ask, "scheduler_info", timeout_s=LONGEST_LOOK_S)
-        except (TimeoutError, TrioDaskError, CancelledError, RuntimeError):
+        except (TimeoutError, TrioDaskError, CallCancelled, RuntimeError):
             return None  # a repr raises nothing
         return Totals.of(info["workers"].values())
 

@@ -209,7 +209,7 @@ class BlockingDatasets(CallForms):
 
     @property
     def datasets(self) -> PublishedDatasets:
-        """The published datasets, as a mapping."""
+        """The published datasets: a mapping in `Client`, for `await` and `async for` in `AsyncClient`."""
         return PublishedDatasets(self)
 
 
@@ -223,5 +223,5 @@ class AsyncDatasets(CallForms):
 
     @property
     def datasets(self) -> AsyncPublishedDatasets:
-        """The published datasets, for `await` and `async for`."""
+        """The published datasets: a mapping in `Client`, for `await` and `async for` in `AsyncClient`."""
         return AsyncPublishedDatasets(self)

@@ -438,7 +438,11 @@ class BlockingCluster(ReadableCluster, Generic[A]):
 
     def sync(self, func: Callable[..., Awaitable[R]], /, *args: Any, asynchronous: object = None, **kwargs: Any) -> R:
         """Await `func(*args, **kwargs)` in the Trio loop of this cluster, and return what it returns."""
-        result: R = self._run_in_loop(trio.from_thread.run, lambda _: func(*args, **kwargs))
+
+        def call(_: object) -> Awaitable[R]:
+            return func(*args, **kwargs)
+
+        result: R = self._run_in_loop(trio.from_thread.run, call)
         return result
 
     def close(self, timeout: float | None = None) -> None:

@@ -85,7 +85,7 @@ class StdinWatch:
     def start(self, ask: Callable[[str, int | None], None], *, grace_s: float = GRACE_S) -> threading.Thread:
         """Call `ask`, in another thread, with the reason and the number of each signal that is ordered.
 
-        At the end of file call it without a number; `grace_s` later end the process group.
+        At an order to end, and at the end of file, call it without a number; `grace_s` later end the process group.
         """
 
         def wait() -> None:
@@ -98,8 +98,11 @@ class StdinWatch:
         return thread
 
     def _pass_orders_on(self, ask: Callable[[str, int | None], None]) -> str:
-        """Pass orders on until the end; returns the reason for that."""
-        reason, data, rest = PARENT_ENDED, self._already_read, b""
+        """Pass orders on until the end; returns the reason for that.
+
+        The order to end is the end: another process that the parent has forked may keep the pipe open for long.
+        """
+        data, rest = self._already_read, b""
         poller = select.poll()
         poller.register(self._fd, select.POLLIN)
         if self._parent_fd is not None:
@@ -108,14 +111,13 @@ class StdinWatch:
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 order: dict[str, Any] = json.loads(line)
-                if "signal" in order:
-                    ask(order["reason"], order["signal"])
-                else:
-                    reason = order["reason"]
+                if "signal" not in order:
+                    return str(order["reason"])
+                ask(order["reason"], order["signal"])
             ready = [fd for fd, _ in poller.poll()]
             data = os.read(self._fd, 4096) if self._fd in ready else b""
             if not data:
-                return reason
+                return PARENT_ENDED
 
 
 def arm_kill_pipe(fd: int) -> None:
