@@ -148,6 +148,7 @@ class Launcher:
         if self._nursery is None:
             return
         if self._stopping_since < math.inf:
+            log.info("Ending everything at once")
             self._end()
         else:
             self._stopping_since = trio.current_time()
