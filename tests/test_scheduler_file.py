@@ -100,3 +100,24 @@ def test_a_link_leads_to_no_key(tmp_path: Path) -> None:
     assert read_scheduler_file(str(path)) is not None
     with pytest.raises(UnavailableError, match=r"link\.json .* is a symbolic link: name the file itself"):
         read_scheduler_file(str(link))
+
+
+def test_a_link_that_is_replaced_by_a_file_meanwhile_leads_to_no_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, link = tmp_path / "scheduler.json", tmp_path / "link.json"
+    path.write_text(json.dumps({"address": "tcp://10.0.0.5:8786", "cluster_key": "00" * 32}))
+    path.chmod(0o600)
+    link.symlink_to(path)
+    fstat = os.fstat
+
+    def replace_it(fd: int) -> os.stat_result:
+        if link.is_symlink() and os.path.samestat(fstat(fd), path.stat()):
+            link.unlink()
+            link.write_text("")
+        return fstat(fd)
+
+    monkeypatch.setattr(os, "fstat", replace_it)
+    with pytest.raises(UnavailableError, match=r"link\.json .* is a symbolic link: name the file itself"):
+        read_scheduler_file(str(link))
+    assert not link.is_symlink()

@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from trio_dask.errors import NoScheduler, UnavailableError
 from trio_dask.procfs import is_hidden, pid_space, start_of
@@ -71,8 +71,8 @@ def find_scheduler(address: str | None, path: str | None) -> FoundScheduler:
 def read_scheduler_file(path: str) -> FoundScheduler | None:
     """What is in a scheduler file, or None while there is no such file; raises what `find_scheduler` does."""
     try:
-        # Without O_NONBLOCK, opening a named pipe waits for a writer, and nothing interrupts that.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        file, is_link = _open(path)
+        with file:
             found = os.fstat(file.fileno())
             if stat.S_ISFIFO(found.st_mode):
                 raise OSError(errno.ESPIPE, "it is a pipe")
@@ -101,7 +101,7 @@ def read_scheduler_file(path: str) -> FoundScheduler | None:
     if secret is None:
         return FoundScheduler(address, None)
     # Whoever can write the file chooses for which cluster a worker of ours works; whoever can read it joins that one.
-    if os.path.islink(path):  # whoever can write its folder could lead it elsewhere
+    if is_link:  # whoever can write its folder could lead it elsewhere
         raise UnavailableError(
             f"the scheduler file {path} holds the key of a cluster and is a symbolic link: name the file itself"
         )
@@ -117,6 +117,18 @@ def read_scheduler_file(path: str) -> FoundScheduler | None:
         return FoundScheduler(address, ClusterKey.from_hex(str(secret), source=f"the one in {path}"))
     except ValueError as exc:
         raise UnavailableError(f"{path} is not a scheduler file: its cluster_key is none, {exc}") from None
+
+
+def _open(path: str) -> tuple[BinaryIO, bool]:
+    """The file, and whether a symbolic link led to it, told by opening it, since a link may be replaced at any time."""
+    # Without O_NONBLOCK, opening a named pipe waits for a writer, and nothing interrupts that.
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return open(path, "rb", opener=lambda name, _: os.open(name, flags | os.O_NOFOLLOW)), False
+    except OSError as exc:
+        if exc.errno != errno.ELOOP:
+            raise
+    return open(path, "rb", opener=lambda name, _: os.open(name, flags)), True
 
 
 def scheduler_process(content: Mapping[str, object]) -> tuple[int, bool | None]:

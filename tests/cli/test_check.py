@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import resource
+import shlex
 import shutil
 import socket
 import sys
@@ -18,8 +21,10 @@ from trio_dask import __main__, __version__
 from trio_dask.batch_system import Amount
 from trio_dask.cli import check, checks, command
 from trio_dask.cli.checks import Check
+from trio_dask.cli.scheduler import how_to_join
 from trio_dask.deploy.program_runner import Stopper
 from trio_dask.exit_status import ExitStatus
+from trio_dask.security.cluster_key import ClusterKey
 
 PYTHON = ".".join(map(str, sys.version_info[:2]))
 
@@ -53,6 +58,7 @@ def test_a_line_says_whether_it_is_in_order_and_what_to_do() -> None:
     assert Check("disk", "1 GiB").line == "ok     disk        1 GiB"
     wrong = Check("disk", "full", "run: rm x", ExitStatus.REFUSED)
     assert wrong.line == "wrong  disk        full; run: rm x"
+    assert wrong._replace(status=ExitStatus.STOPPED).line == "warn   disk        full; run: rm x"
 
 
 def test_a_machine_that_nobody_can_name_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +105,6 @@ def test_a_folder_that_is_no_place_to_spill_to_is_wrong(tmp_path: Path, monkeypa
         ({}, f"Python {PYTHON}, trio_dask {__version__}", ""),
         ({"package": "9.9"}, f"trio_dask {__version__} here, 9.9", "pip install trio_dask==9.9"),
         ({"python": "3.0"}, f"Python {PYTHON} here, 3.0", "Python 3.0"),
-        ({"packages": {"trio": "0.1"}}, "trio 1.0 here and 0.1 there", ""),
         ({"packages": {"numpy": "0.1"}}, f"trio_dask {__version__}", ""),
     ],
 )
@@ -109,6 +114,61 @@ def test_versions_that_differ_are_named(theirs: dict[str, Any], text: str, remed
     assert text in found.text
     assert remedy in found.remedy
     assert bool(found.status) is bool(remedy)
+
+
+def test_packages_that_differ_are_a_warning_that_names_them() -> None:
+    theirs = {"package": __version__, "python": PYTHON, "packages": {"trio": "0.1", "numpy": "2.0"}}
+    found = checks.check_versions(theirs, {"trio": "1.0", "numpy": "2.0"})
+    assert (found.word, found.status) == ("warn", ExitStatus.STOPPED)
+    assert found.text.endswith("trio 1.0 here and 0.1 there")
+    assert found.remedy == "run: python -m pip install trio==0.1"
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_line_of_the_key_names_the_source_that_counts(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    job, file = tmp_path / "job.key", tmp_path / "s.json"
+    file.write_text(json.dumps({"address": "tcp://127.0.0.1:1", "cluster_key": "11" * 32}))
+    for path, text in ((job, "00" * 32), (file, file.read_text())):
+        path.write_text(text)
+        path.chmod(0o600)
+
+    def key() -> dict[str, Any]:
+        __main__.main(["--check", "--json", "--scheduler-file", str(file), "--timeout", "1s"])
+        return next(each for each in json.loads(capsys.readouterr().out) if each["name"] == "key")
+
+    assert key()["text"] == f"the one in {file}"
+    monkeypatch.setenv("TRIO_DASK_CLUSTER_KEY_FILE", str(job))
+    assert key()["text"] == f"{job} (TRIO_DASK_CLUSTER_KEY_FILE)"
+    job.unlink()
+    assert not key()["ok"]
+    assert key()["remedy"].startswith("copy it from where the cluster has it")
+
+
+def of_file(place: str, source: str = "") -> ClusterKey:
+    return ClusterKey(bytes(32), place, source)
+
+
+def test_how_to_join_names_each_file_for_the_shell_and_overwrites_no_other_key() -> None:
+    folder = "~/.config/trio_dask"
+    assert how_to_join("tcp://h:1", None)[1:] == ["  dask-worker tcp://h:1 --no-auth"]
+    home = how_to_join("tcp://h:1", of_file("ada@h:~/.config/trio_dask/cluster.key"))
+    assert home[1] == home[-1] == "  dask-worker tcp://h:1"
+    assert home[-2] == f"  scp -p ada@h:.config/trio_dask/cluster.key {folder}/cluster.key"
+    for name in ("cluster.key", "my job.key"):
+        shown = how_to_join("tcp://h:1", of_file(f"ada@h:/srv/{name}", "named"))
+        words = [shlex.split(line) for line in shown[1:2] + shown[-2:]]
+        assert words == [
+            ["dask-worker", "tcp://h:1", "--cluster-key", f"/srv/{name}"],
+            ["scp", "-p", f"ada@h:/srv/{name}", f"{folder}/h-{name}"],
+            ["dask-worker", "tcp://h:1", "--cluster-key", f"{folder}/h-{name}"],
+        ]
+        assert f" {folder}/" in shown[-1], "the shell has to expand it"
+    user = pwd.getpwuid(os.geteuid())
+    of_login = how_to_join("tcp://h:1", of_file(f"{user.pw_name}@h:~/job.key", "named"))
+    assert of_login[1] == f"  dask-worker tcp://h:1 --cluster-key {user.pw_dir}/job.key"
 
 
 @pytest.mark.parametrize(("theirs", "differ"), [(100.0, 0), (101.5, 0), (103.0, 0), (94.0, 6), (112.0, 9)])

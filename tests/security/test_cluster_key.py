@@ -116,7 +116,7 @@ def test_without_an_absolute_folder_for_configuration_it_is_below_the_home(
 
 
 BAD_FILES = {
-    "missing": "the cluster key .* does not exist",
+    "missing": "the cluster key .* does not exist; copy it .*, or make a new one: .*openssl rand -hex 32 > ",
     "link": "is a symbolic link: name the file itself",
     "folder": "is not a regular file",
     "pipe": "is not a regular file",

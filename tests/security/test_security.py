@@ -10,7 +10,9 @@ import dask.config
 import pytest
 
 from tests.security.pem import CA_TEXT, arguments, party
+from trio_dask.config import SchedulerSettings
 from trio_dask.errors import UsageError
+from trio_dask.security.credentials import find_tls
 from trio_dask.security.security import Security
 from trio_dask.security.tls_contexts import Tls
 
@@ -68,6 +70,23 @@ def test_encryption_is_required_once_certificates_are_given() -> None:
     assert Security(tls_ca_file="ca.pem").require_encryption is True
     assert Security(tls_ca_file="ca.pem", require_encryption=False).require_encryption is False
     assert Security(extra_conn_args={"headers": {"a": "b"}}).require_encryption is False
+
+
+@pytest.mark.parametrize(
+    "given", [{"tls_min_version": "1.2"}, {"tls_max_version": "1.3"}, {"tls_ciphers": "ALL"}, {"tls_verify": "role"}]
+)
+def test_settings_say_how_tls_is_spoken_and_certificates_alone_that_it_has_to_be(given: dict[str, Any]) -> None:
+    found = find_tls(SchedulerSettings(**given), "scheduler")
+    assert found is not None
+    assert not found.is_required
+    certificates: dict[str, Any] = {"tls_ca_file": "ca.pem", "tls_cert": "cert.pem"}
+    for more in (certificates, {"require_encryption": True}):
+        found = find_tls(SchedulerSettings(**given, **more), "scheduler")
+        assert found is not None
+        assert found.is_required
+    found = find_tls(SchedulerSettings(**given, **certificates, require_encryption=False), "scheduler")
+    assert found is not None
+    assert not found.is_required
 
 
 def test_a_repr_shows_paths_and_no_text() -> None:

@@ -55,8 +55,7 @@ def check(
     """Check this machine and, if one is named, its way to the scheduler at SCHEDULER and back.
 
     It prints one line each: names, limits, disk, the cluster key, TLS, the connection, versions, clocks, the way back.
-    A line is "ok", or "wrong" with the one thing to do. The exit status is 0 if all is in order, else that of the
-    worst.
+    A line is "ok", or "wrong" or "warn" with the one thing to do. The exit status is that of the worst "wrong", else 0.
     """
     from trio_dask.configuration import configured, configured_scheduler
 
@@ -190,27 +189,30 @@ def _remedy_of(error: RefusedError, settings: ClientSettings) -> str:
 def _check_key(settings: ClientSettings) -> Check:
     """The cluster key of this user, without making one."""
     from trio_dask.scheduler_file import find_scheduler
-    from trio_dask.security.cluster_key import home_key_file, read_key_file
+    from trio_dask.security.cluster_key import ClusterKey, home_key, home_key_file
+    from trio_dask.security.credentials import find_key
+
+    def in_scheduler_file() -> ClusterKey | None:
+        return None if settings.scheduler_file is None else find_scheduler(None, settings.scheduler_file).key
+
+    def at_home() -> ClusterKey | None:
+        return home_key() if home_key_file().exists() else None
 
     if not settings.auth:
         return Check("key", "nobody is asked for it")
     try:
-        named, file = settings.cluster_key or settings.default_cluster_key, settings.scheduler_file
-        if settings.cluster_key is None and file is not None and find_scheduler(None, file).key is not None:
-            return Check("key", f"in {file}")
-        path = home_key_file() if named is None else named
-        if named is None and not home_key_file().exists():
-            return Check("key", f"there is none yet; the first program makes {path}")
-        read_key_file(path)
+        key = find_key(settings, in_scheduler_file, at_home)
+        if key is None:
+            return Check("key", f"there is none yet; the first program makes {home_key_file()}")
+        return Check("key", key.source or f"in {home_key_file()}")
     except UnavailableError as error:
         return checks.refused("key", error)
     except NoScheduler:
         return Check("key", "the one that the scheduler writes into its file")
-    return Check("key", f"in {path}")
 
 
 def _as_json(each: Check) -> dict[str, Any]:
-    return {"name": each.name, "ok": not each.status, "text": each.text, "remedy": each.remedy}
+    return {"name": each.name, "ok": each.word == "ok", "text": each.text, "remedy": each.remedy}
 
 
 def main(arguments: Sequence[str] | None = None, name: str = "trio-dask check") -> int:

@@ -24,7 +24,10 @@ LARGEST_SKEW_S: Final = 5.0
 
 
 class Check(NamedTuple):
-    """One thing that was looked at, and what to do if it is wrong; `status` is then that of a program that needs it."""
+    """One thing that was looked at, and what to do if it is wrong; `status` is then that of a program that needs it.
+
+    With a remedy and without such a status it is a warning: programs run, and may fail later.
+    """
 
     name: str
     text: str
@@ -32,9 +35,14 @@ class Check(NamedTuple):
     status: ExitStatus = ExitStatus.STOPPED
 
     @property
+    def word(self) -> str:
+        """How it is, in one word."""
+        return "wrong" if self.status else "warn" if self.remedy else "ok"
+
+    @property
     def line(self) -> str:
         """For people."""
-        return f"{'wrong' if self.status else 'ok':5}  {self.name:10}  {self.text}{self.remedy and f'; {self.remedy}'}"
+        return f"{self.word:5}  {self.name:10}  {self.text}{self.remedy and f'; {self.remedy}'}"
 
 
 def _wrong(name: str, text: str, remedy: str) -> Check:
@@ -145,13 +153,11 @@ def check_versions(theirs: Mapping[str, Any], packages: Mapping[str, str]) -> Ch
         text = f"Python {python} here, {theirs['python']} at the scheduler"
         return _wrong("versions", text, f"use an environment with Python {theirs['python']} here")
     others: Mapping[str, str] = theirs["packages"]
-    differing = [
-        f"{name} {version} here and {others[name]} there"
-        for name, version in packages.items()
-        if others.get(name, version) != version
-    ]
-    shown = f"Python {python}, trio_dask {__version__}"
-    return Check("versions", ", ".join([shown, *differing]))
+    differing = {name: version for name, version in packages.items() if others.get(name, version) != version}
+    shown = [f"{name} {version} here and {others[name]} there" for name, version in differing.items()]
+    wanted = " ".join(f"{name}=={others[name]}" for name in differing)
+    remedy = f"run: python -m pip install {wanted}" if differing else ""
+    return Check("versions", ", ".join([f"Python {python}, trio_dask {__version__}", *shown]), remedy)
 
 
 def check_clocks(theirs: float, sent: float, received: float) -> Check:

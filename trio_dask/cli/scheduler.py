@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -48,6 +50,9 @@ from trio_dask.config import (
 from trio_dask.deploy.program_runner import spare_garbage_collection
 from trio_dask.errors import UsageError
 from trio_dask.parsing import parse_port
+
+if TYPE_CHECKING:
+    from trio_dask.security.cluster_key import ClusterKey
 
 
 @click.command(
@@ -108,21 +113,31 @@ def scheduler(context: click.Context, /, **options: Any) -> int:
             running = partial(run_scheduler, credentials=credentials, around=around)
             address = await nursery.start(running, settings)
             if options["print_join"]:
-                show(*how_to_join(str(address), None if credentials.key is None else credentials.key.place))
+                show(*how_to_join(str(address), credentials.key))
 
     return run_service(service, origin="" if options["log_format"] == "text" else "scheduler")
 
 
-def how_to_join(address: str, place: str | None) -> list[str]:
-    """What to type on other machines; `place` names the file of the key, and is None with `--no-auth`."""
-    if place is None:
+def how_to_join(address: str, key: ClusterKey | None) -> list[str]:
+    """What to type on other machines; without a key, peers are let in without one."""
+    if key is None:
         return ["To join:", f"  dask-worker {address} --no-auth"]
+    place = key.place or "USER@HOST:FILE"  # a name that no line can show
+    login, _, path = place.partition(":")
+    user, _, host = login.partition("@")
+    copy, here, there = "cluster.key", "", ""
+    if key.source:
+        # A name that is no other key's there, and not that of the one in the home.
+        copy = shlex.quote(f"{host}-{os.path.basename(path)}")
+        own = os.path.expanduser(f"~{user}{path[1:]}") if path.startswith("~/") else path
+        here, there = f" --cluster-key {shlex.quote(own)}", f" --cluster-key ~/.config/trio_dask/{copy}"
     return [
-        "To join from a machine that shares this home:",
-        f"  dask-worker {address}",
-        "From any other machine, copy the key once, and then do the same:",
+        f"To join from a machine that {'sees this file' if key.source else 'shares this home'}:",
+        f"  dask-worker {address}{here}",
+        "From any other machine, copy the key once, and then join with it:",
         "  mkdir -p -m 700 ~/.config/trio_dask",
-        f"  scp -p {place.replace(':~/', ':', 1)} ~/.config/trio_dask/cluster.key",
+        f"  scp -p {shlex.quote(place.replace(':~/', ':', 1))} ~/.config/trio_dask/{copy}",
+        f"  dask-worker {address}{there}",
     ]
 
 

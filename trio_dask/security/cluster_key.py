@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shlex
 import stat
 from pathlib import Path
 from typing import Final, NoReturn
@@ -108,7 +109,11 @@ def read_key_file(path: str | Path, source: str = "") -> ClusterKey:
     try:
         return _read(Path(path), source and f"{path} ({source})")
     except FileNotFoundError:
-        raise UnavailableError(f"the cluster key {path} does not exist") from None
+        make = f"(umask 077; openssl rand -hex 32 > {shlex.quote(str(path))})"
+        raise UnavailableError(
+            f"the cluster key {path} does not exist; copy it from where the cluster has it (mode 0600), "
+            f"or make a new one: {make}"
+        ) from None
 
 
 def home_key() -> ClusterKey:

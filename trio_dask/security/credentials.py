@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from trio_dask.security.cluster_key import KEY_FILE_VARIABLE, ClusterKey, home_key, read_key_file
@@ -99,10 +99,19 @@ def find_credentials(
       UnavailableError: the file of the key cannot be used.
       UsageError: of certificate and authority only one is given.
     """
-    return Credentials(_find_key(settings, in_scheduler_file), find_tls(settings, role))
+    return Credentials(find_key(settings, lambda: in_scheduler_file), find_tls(settings, role))
 
 
-def _find_key(settings: CredentialSettings, in_scheduler_file: ClusterKey | None) -> ClusterKey | None:
+def find_key(
+    settings: CredentialSettings,
+    in_scheduler_file: Callable[[], ClusterKey | None],
+    at_home: Callable[[], ClusterKey | None] = home_key,
+) -> ClusterKey | None:
+    """The key of a program with these settings; the two sources that are given here are asked in their turn only.
+
+    Raises:
+      UnavailableError: the file of the key cannot be used.
+    """
     if not settings.auth:
         return None
     if settings.cluster_key:
@@ -110,10 +119,10 @@ def _find_key(settings: CredentialSettings, in_scheduler_file: ClusterKey | None
     named = os.environ.get(KEY_FILE_VARIABLE)
     if named:
         return read_key_file(named, KEY_FILE_VARIABLE)
-    if in_scheduler_file is not None:
-        return in_scheduler_file
+    if (found := in_scheduler_file()) is not None:
+        return found
     configured = settings.default_cluster_key
-    return read_key_file(configured, CONFIGURED_KEY_FILE) if configured else home_key()
+    return read_key_file(configured, CONFIGURED_KEY_FILE) if configured else at_home()
 
 
 def find_tls(settings: CredentialSettings, role: TlsRole) -> Tls | None:
@@ -122,10 +131,13 @@ def find_tls(settings: CredentialSettings, role: TlsRole) -> Tls | None:
     Raises:
       UsageError: of certificate and authority only one is given.
     """
-    fields: dict[str, Any] = {
+    certificates = {
         "tls_ca_file": settings.tls_ca_file,
         f"tls_{role}_cert": settings.tls_cert,
         f"tls_{role}_key": settings.tls_key,
+    }
+    fields: dict[str, Any] = {
+        **certificates,
         "tls_ciphers": settings.tls_ciphers,
         "tls_min_version": settings.tls_min_version,
         "tls_max_version": settings.tls_max_version,
@@ -135,6 +147,8 @@ def find_tls(settings: CredentialSettings, role: TlsRole) -> Tls | None:
     given = {name: value for name, value in fields.items() if value is not None}
     if not given:
         return None
+    # A version or a cipher says how TLS is spoken where it is, and not that it has to be.
+    given.setdefault("require_encryption", any(certificates.values()))
     # Imported here, because most programs have no certificates.
     from trio_dask.security.security import Security
 
