@@ -25,6 +25,7 @@ TEXTS: Mapping[config.Reader, tuple[str, ...]] = {
     config.INTERFACE: ("a", "b", "c", "d", "e"),
     config.MODULE: ("a", "b", "c", "d", "e"),
     config.NAME: ("a", "b", "c", "d", "e"),
+    config.SERVER_NAME: ("a", "b", "c", "d", "e"),
     config.OUTPUT_FILE: tuple(f"no-such-file-{letter}" for letter in "abcde"),
     config.PORTS: ("1", "2", "3", "4", "5:6"),
     config.PROTOCOL: ("tcp", "tls", "ws", "wss", "tcp://"),

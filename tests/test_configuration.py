@@ -319,6 +319,12 @@ def test_a_file_that_cannot_be_read_is_named(sources: Sources) -> None:
     assert load(sources.environment).sources == ()
 
 
+def test_a_file_of_dask_that_is_too_long_is_refused_and_not_cut(sources: Sources) -> None:
+    sources.write_yaml(sources.user_yaml, "distributed.admin.x", "x" * 2**20)
+    with pytest.raises(UsageError, match=r"some.yaml is longer than 1048576 bytes"):
+        load(sources.environment)
+
+
 @pytest.mark.parametrize("key", sorted({*OF_DISTRIBUTED} - {*known_keys()}))
 def test_a_key_of_distributed_without_a_meaning_here_is_one_note(sources: Sources, key: str) -> None:
     sources.write_toml(key, "x")

@@ -39,6 +39,7 @@ from trio_dask.parsing import (
     parse_output_file,
     parse_port_range,
     parse_resources,
+    parse_server_name,
     parse_silence,
     parse_spill_limit,
     parse_time_limit,
@@ -170,6 +171,7 @@ PORTS = Reader("PORT", parse_port_range, _range_of_ports)
 NAME = Reader("NAME", parse_name)
 ADDRESS = Reader("ADDRESS", parse_filled)
 INTERFACE = Reader("NAME", parse_interface)
+SERVER_NAME = Reader("HOST", parse_server_name)
 FOLDER = Reader("PATH", parse_folder)
 FILE = Reader("FILE", parse_file)
 KEY_FILE = Reader("FILE", parse_key_file)
@@ -278,7 +280,7 @@ SchedulerSni = Annotated[
         "--scheduler-sni",
         "Name to ask for when connecting to the scheduler, if a proxy stands before it. Default: its host.",
         CREDENTIALS,
-        NAME,
+        SERVER_NAME,
     ),
 ]
 SchedulerProtocol = Annotated[

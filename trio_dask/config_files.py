@@ -207,7 +207,9 @@ def read_yaml(path: str) -> Table | SkippedFile:
 @lru_cache(maxsize=32)
 def _read_yaml(path: str, *_version: int) -> Table | SkippedFile:
     with open(path, "rb") as file:
-        data = file.read(MAX_BYTES)
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{path} is longer than {MAX_BYTES} bytes")
     if all(not line.strip() or line.lstrip().startswith(b"#") for line in data.splitlines()):
         return {}  # dask puts its defaults there, all of them commented out
     try:

@@ -271,6 +271,16 @@ def parse_name(text: str) -> str:
     return text
 
 
+def parse_server_name(text: str) -> str:
+    """A name that a caller can ask for under TLS: that of a host."""
+    try:
+        if text.isprintable() and not text.startswith(".") and text.encode("idna"):
+            return text
+    except UnicodeError:
+        pass
+    raise UsageError(f"{_quote(text)} is not the name of a host")
+
+
 def parse_filled(text: str) -> str:
     """Text that is checked where it is used."""
     if not text.strip():

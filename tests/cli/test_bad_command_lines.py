@@ -37,6 +37,7 @@ BAD: Mapping[str, Sequence[str]] = {
     "PAIRS": [*NUMBER, "GPU=-1", "GPU=nan", "=1", f"{LONG}=1"],
     "NAME=VALUE": ["", "x", "=1"],
     "NAME": WORD,
+    "HOST": [*WORD, ".x", "x..y", "x" * 64],
     "TEXT": WORD,
     "ADDRESS": [*HOST, "", "h:99999", "h:word"],
     "FILE": ["", "folder", "file/x", LONG],

@@ -125,7 +125,7 @@ WORKER = [
     ),
     (["h:1", "--tls-cert", "c"], "--tls-cert: cannot read the tls-cert c: No such file or directory"),
     (["h:1", "--tls-key", "k"], "--tls-key: cannot read the tls-key k: No such file or directory"),
-    (["h:1", "--scheduler-sni", ""], "--scheduler-sni: '' is not a name"),
+    (["h:1", "--scheduler-sni", ""], "--scheduler-sni: '' is not the name of a host"),
     (["tcp://h:1", "--protocol", "tls"], "SCHEDULER: tcp://h:1 is not reached by tls; give the protocol once"),
     (["h:1", "--protocol", "tls", "--no-auth"], "tls://h:1 without certificates relies on the cluster's key"),
     (["wss://h:1", "--no-auth"], "wss://h:1 without certificates relies on the cluster's key"),

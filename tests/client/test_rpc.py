@@ -103,6 +103,13 @@ async def test_what_is_no_command_is_refused_and_the_session_goes_on() -> None:
         assert (await scheduler.status())["status"] == "running"
 
 
+@pytest.mark.parametrize("host", ["a" * 70 + ".x", ".x", "x\0y", "..", "no-such-host.invalid"])
+async def test_a_way_back_to_what_is_no_host_is_said_to_be_closed(host: str) -> None:
+    async with open_local_cluster(0, 1, processes=False) as cluster, rpc(cluster) as scheduler:
+        assert (await scheduler._ask("look_back", host=host, port=80))["unreached"]
+        assert (await scheduler.status())["status"] == "running"
+
+
 async def test_a_worker_serves_control_and_data_and_nothing_else() -> None:
     async with open_local_cluster(1, 1, processes=False) as cluster:
         (member,) = cluster.workers.values()

@@ -78,6 +78,7 @@ def all_end(programs: Mapping[str, Program], status: int, within_s: float, since
 
 PROMISED = (
     r"Starting \d workers?: ",
+    r"Waiting for the scheduler at ",
     r"Start (nanny|worker) at: +tcp://",
     r"Registered to: tcp://",
     r"Stopping: ((the launcher )?received SIG(INT|TERM|HUP)|another worker of this launcher failed)$",

@@ -130,6 +130,7 @@ def test_without_a_certificate_there_is_no_context() -> None:
         ({"tls_min_version": 1.1}, r"tls_min_version=1.1 is not supported, expected one of \[1.2, 1.3\]"),
         ({"tls_max_version": "new"}, "tls_max_version='new' is not supported"),
         ({"tls_verify": "name"}, "tls_verify='name' is none of ca, hostname, role"),
+        ({"extra_conn_args": {"server_hostname": ".x"}}, "server_hostname='.x' is not the name of a host"),
         ({"extra_conn_args": {"ssl_options": 1}}, "extra_conn_args may have headers and server_hostname, not ssl_opt"),
     ],
 )

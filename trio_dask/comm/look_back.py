@@ -43,6 +43,6 @@ async def look_back(arguments: Mapping[str, Any]) -> dict[str, Any]:
             await stream.aclose()
     except trio.TooSlowError:
         unreached = f"no answer within {REACH_S:g} s"
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: text that can be no host
         unreached = str(error)
     return {"time": now, "packages": package_versions(), "unreached": unreached}

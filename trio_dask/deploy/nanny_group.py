@@ -83,10 +83,12 @@ async def run_nannies(
 
     with keep_file(shared.pid_file, f"{os.getpid()}\n"), stopper.stopping_by(pass_signal_on):
         try:
-            async with trio.open_nursery() as nursery:
-                for nanny in nannies:
-                    nursery.start_soon(run_one, nanny)
-                nursery.start_soon(_say_what_is_awaited, nannies[0])
+            async with trio.open_nursery() as saying:
+                saying.start_soon(_say_what_is_awaited, nannies[0])
+                async with trio.open_nursery() as nursery:
+                    for nanny in nannies:
+                        nursery.start_soon(run_one, nanny)
+                saying.cancel_scope.cancel()
         finally:
             await remove_scratch(shared.local_directory)  # noqa: ASYNC102 - it shields itself, with a limit
         if failures:

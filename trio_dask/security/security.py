@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 from trio_dask.config_files import canonical
 from trio_dask.configuration import Configuration, load
 from trio_dask.errors import UsageError
-from trio_dask.parsing import parse_boolean
+from trio_dask.parsing import parse_boolean, parse_server_name
 from trio_dask.security import certificates
 from trio_dask.security.tls_contexts import Tls, TlsConfig, Verify
 
@@ -94,6 +94,14 @@ class Security:
         self.extra_conn_args = dict(kwargs.pop("extra_conn_args", None) or {})
         if strange := sorted(self.extra_conn_args.keys() - _EXTRA):
             raise UsageError(f"extra_conn_args may have {' and '.join(sorted(_EXTRA))}, not {', '.join(strange)}")
+        server_name = self.extra_conn_args.get("server_hostname")
+        if server_name is not None:
+            try:
+                parse_server_name(server_name)
+            except (UsageError, AttributeError) as error:
+                raise UsageError(
+                    f"extra_conn_args: server_hostname={server_name!r:.60} is not the name of a host"
+                ) from error
         configuration = load()
         if require_encryption is None:
             text = _configured(configuration, "distributed.comm.require-encryption")
