@@ -80,7 +80,8 @@ def test_settings_say_how_tls_is_spoken_and_certificates_alone_that_it_has_to_be
     assert found is not None
     assert not found.is_required
     certificates: dict[str, Any] = {"tls_ca_file": "ca.pem", "tls_cert": "cert.pem"}
-    for more in (certificates, {"require_encryption": True}):
+    others: list[dict[str, Any]] = [certificates, {"require_encryption": True}]
+    for more in others:
         found = find_tls(SchedulerSettings(**given, **more), "scheduler")
         assert found is not None
         assert found.is_required
