@@ -20,6 +20,8 @@ from trio_dask.protocol.frames import PING_FRAME, Kind, encode_frame
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import (
     Absent,
+    ActorAnswer,
+    ActorCall,
     Call,
     CallResult,
     Fetch,
@@ -187,7 +189,7 @@ async def test_many_small_answers_to_one_request() -> None:
 def test_any_sequence_of_messages_arrives_in_any_chunks(sent: list[tuple[OnDataPlane, list[bytes]]]) -> None:
     sent = [
         (message._replace(sizes=tuple(map(len, buffers))), buffers)
-        if isinstance(message, Value | Put | Call | CallResult)
+        if isinstance(message, Value | Put | Call | CallResult | ActorCall | ActorAnswer)
         else (message, [])
         for message, buffers in sent
         if not isinstance(message, Goodbye | MemoryOffered | MemoryRead)  # of which the channel itself makes something
