@@ -14,6 +14,11 @@ settings.register_profile("fuzz", deadline=None, max_examples=10_000)
 settings.load_profile("trio_dask")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the simulation, whose tests take longest: at the end everything would wait for one of them."""
+    items.sort(key=lambda item: "simulation" not in item.path.parts)
+
+
 def pytest_collection_finish() -> None:
     """Keep the garbage collector from looking through all that was imported, in each of thousands of tests."""
     gc.collect()
