@@ -31,7 +31,8 @@ def test_a_thousand_hosts_take_200_mb_and_20_s(tmp_path: Path) -> None:
             arguments = ("-c", MEASURED, *HOSTS, "--allow-missing", "100", "--ssh-client", "asyncssh")
             with program(*arguments, env={**environment(), "HOME": str(tmp_path), "SSH_AUTH_SOCK": ""}) as running:
                 running.wait_for("^Workers +900 workers on 900 hosts, without bad@", running.output, timeout_s=200)
-                assert running.stop(signal.SIGINT) == 0, running.text
+                running.process.send_signal(signal.SIGINT)
+                assert running.end(100) == 0, running.text
         finally:
             server.kill()
     failed = [line for line in running.errors if "going on without it" in line]

@@ -175,11 +175,15 @@ class Sharing:
         self.is_calm = True
         if self.is_on:
             self.may_lose = not all(client.open for client in self.clients)
-            self._by_one("event", "e", "set")
-            self._by_one("variable", "v", "set", _item(0))
+            self._answer_waiting()
             self.timeline.after(SETTLED_S, self._empty)
 
+    def _answer_waiting(self) -> None:
+        self._by_one("event", "e", "set")
+        self._by_one("variable", "v", "set", _item(0))
+
     def _empty(self) -> None:
+        self._answer_waiting()  # again: a `clear` or `delete` from before may have come after it
         self._by_one("event", "e", "clear")
         self._by_one("variable", "v", "delete")
         self._by_one("queue", "q", "get_all")
