@@ -1,5 +1,6 @@
 """Plugins are told what happens, in order; whatever they do, the scheduler goes on."""
 
+import gc
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable
@@ -210,6 +211,22 @@ async def test_events_that_a_slow_plugin_misses_are_counted(
                 released.set()
             await until(lambda: said(caplog))
     assert said(caplog)[0].startswith("Plugins are slower than the cluster: they were not told of ")
+
+
+def test_a_method_that_the_end_of_the_scheduler_overtakes_is_closed(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    async def answer() -> None:  # noqa: ASYNC124 - a coroutine is what is to be closed
+        raise AssertionError("nobody awaits it")
+
+    def has_ended(*_: object) -> None:
+        raise trio.RunFinishedError
+
+    monkeypatch.setattr(trio.from_thread, "run", has_ended)
+    with pytest.raises(trio.RunFinishedError):
+        plugins._wait_from_thread(answer())
+    gc.collect()
+    assert not recwarn.list, "a coroutine was never awaited"
 
 
 async def test_a_method_gets_the_keywords_that_it_accepts_and_missing_methods_are_no_error(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import msgpack
@@ -342,7 +342,7 @@ class PluginHost:
             try:
                 result = call(*telling.arguments, **given)
                 if isinstance(result, Awaitable):
-                    trio.from_thread.run(_wait_for, cast("Awaitable[object]", result))
+                    _wait_from_thread(cast("Awaitable[object]", result))
             except Exception as error:  # it is the operator's code: it can raise anything
                 self._report(plugin, telling.hook, error)
 
@@ -366,6 +366,15 @@ def _plain_size(value: object) -> int:
     if nbytes > LARGEST_EVENT_BYTES:
         raise UsageError(f"an event of {nbytes} bytes is too large; the limit is 1 MiB")
     return nbytes
+
+
+def _wait_from_thread(awaitable: Awaitable[object]) -> None:
+    """Await this in the scheduler's loop. If that ends first, it is closed: nobody awaits it any more."""
+    try:
+        trio.from_thread.run(_wait_for, awaitable)
+    finally:
+        if isinstance(awaitable, Coroutine):
+            awaitable.close()
 
 
 async def _wait_for(awaitable: Awaitable[object]) -> None:
