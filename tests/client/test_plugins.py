@@ -2,7 +2,7 @@
 
 import sys
 import zipfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,11 @@ def test_a_callback_runs_on_each_worker(client: Client) -> None:
     assert client.submit(state, "marked").result() is True
     with pytest.raises(ZeroDivisionError):
         client.register_worker_callbacks(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("setup", [dict, print])
+def test_a_builtin_may_be_called_when_workers_begin(client: Client, setup: Callable[..., object]) -> None:
+    client.register_worker_callbacks(setup)  # `dict` does not tell its parameters
 
 
 async def test_plugins_under_trio(async_client: AsyncClient) -> None:

@@ -14,6 +14,7 @@ from trio_dask.errors import ClusterError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.plugins.bases import NannyPlugin, WorkerPlugin
 from trio_dask.plugins.files import UploadFile
+from trio_dask.protocol.introspection import has_parameter
 from trio_dask.protocol.messages import RegisterPlugin, RestartWorkers, UnregisterPlugin
 from trio_dask.protocol.pickling import dump_value, rebuild_exception
 
@@ -153,8 +154,7 @@ class _Callback(WorkerPlugin):
         self.function = function
 
     def setup(self, worker: Any) -> Any:
-        takes_worker = "dask_worker" in inspect.signature(self.function).parameters
-        return self.function(dask_worker=worker) if takes_worker else self.function()
+        return self.function(dask_worker=worker) if has_parameter(self.function, "dask_worker") else self.function()
 
 
 class BlockingPlugins(CallForms):

@@ -171,7 +171,7 @@ class AsyncCluster(ReadableCluster):
         raise NotImplementedError
 
     def add_units(self, number: int) -> None:
-        """Start so many more. Does not wait for them."""
+        """Start this many more. Does not wait for them."""
         raise NotImplementedError
 
     def note_release(self, name: str) -> None:

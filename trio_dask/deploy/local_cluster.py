@@ -135,7 +135,7 @@ class AsyncLocalCluster(_Described, AsyncCluster):
         }
 
     def add_units(self, number: int) -> None:
-        """Start so many more workers. Does not wait for them."""
+        """Start this many more workers. Does not wait for them."""
         members = self._running()
         number += len(members.workers)
         allow_files(self._layout, number)

@@ -28,6 +28,16 @@ def cells_of(function: FunctionType, unbound: object) -> list[Any]:
     return cells
 
 
+def has_parameter(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of this name; False for a builtin that does not tell its parameters."""
+    import inspect  # slow to load, and rarely needed
+
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
 def is_made_by_statement(cls: type[Any]) -> bool:
     """Whether a class statement made this class; else it is a type of the interpreter or of an extension."""
     return bool(cls.__flags__ & _HEAP_TYPE)

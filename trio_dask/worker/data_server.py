@@ -13,6 +13,7 @@ import trio
 from trio_dask.comm import DataChannel
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
+from trio_dask.protocol.introspection import has_parameter
 from trio_dask.protocol.messages import Absent, ActorCall, Call, CallResult, Fetch, Put, PutDone, Value
 from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.worker.actor_calls import ActorCalls
@@ -173,7 +174,7 @@ def _load_and_call(frames: Frames, worker: WorkerHandle) -> _Outcome | partial[A
     """Call a function; one that is `async def` is returned instead, with its arguments."""
     try:
         function, args, kwargs = load_value(frames)
-        if "dask_worker" not in kwargs and _takes_worker(function):
+        if "dask_worker" not in kwargs and has_parameter(function, "dask_worker"):
             kwargs = {**kwargs, "dask_worker": worker}
         if inspect.iscoroutinefunction(function):
             return partial(function, *args, **kwargs)
@@ -192,13 +193,6 @@ def _dump(value: Any) -> _Outcome:
 def _describe(error: BaseException) -> _Outcome:
     description, text = describe_failure(error)
     return False, text, [] if description is None else [description]
-
-
-def _takes_worker(function: Callable[..., Any]) -> bool:
-    try:
-        return "dask_worker" in inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False  # a builtin without a signature
 
 
 def _sizes(frames: Frames) -> tuple[int, ...]:

@@ -296,7 +296,7 @@ class AsyncSSHCluster(AsyncCluster):
         return {host.place: tuple(host.workers.values()) for host in hosts if not host.spec.is_scheduler}
 
     def add_units(self, number: int) -> None:
-        """Have workers on so many more hosts, if there are as many. Does not wait for them."""
+        """Have workers on this many more hosts, if there are that many. Does not wait for them."""
         self._running().add_hosts(number)
 
     def note_release(self, name: str) -> None:
