@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
 import trio
@@ -113,3 +114,31 @@ async def test_the_end_of_the_bridge_ends_its_thread_and_what_runs_there() -> No
         if thread.name == "asyncio":
             thread.join(2)
             assert not thread.is_alive()
+
+
+async def test_a_task_that_has_not_begun_when_the_bridge_ends_closes_what_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed, stopping = threading.Event(), threading.Event()
+
+    async def serve_connection() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            closed.set()
+
+    async with open_bridge() as bridge:
+        loop = bridge._loop
+        post = loop.call_soon_threadsafe
+
+        def accept_last() -> None:
+            stopping.wait(10)
+            loop.call_soon(lambda: loop.create_task(serve_connection()))  # in the turn in which the loop stops
+
+        def note_stop(*call: Any) -> None:
+            post(*call)
+            stopping.set()
+
+        bridge.post(accept_last)
+        monkeypatch.setattr(loop, "call_soon_threadsafe", note_stop)
+    assert closed.is_set()

@@ -133,6 +133,8 @@ async def open_bridge() -> AsyncGenerator[Bridge]:
 
 
 async def _end_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    # A task that is cancelled before it has begun closes nothing: such as the one for an accepted connection.
+    await asyncio.sleep(0)
     tasks = [task for task in asyncio.all_tasks(loop) if task is not asyncio.current_task()]
     for task in tasks:
         task.cancel()
