@@ -33,7 +33,7 @@ UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PidFile none
-SetEnv PYTHONPATH={repository}
+SetEnv PYTHONPATH={repository} HOME={folder}/remote_home
 {more}
 """
 
@@ -88,9 +88,14 @@ def make_key(path: Path, passphrase: str = "") -> None:
 
 @contextmanager
 def sshd(folder: Path, *more: str, addresses: Sequence[str] = ADDRESSES) -> Iterator[Sshd]:
-    """A server with these further lines of configuration, on a free port of these addresses."""
+    """A server with these further lines of configuration, on a free port of these addresses.
+
+    A login finds an empty home, for the start-up files of the real one may do anything (pyenv's wait a minute for
+    a lock that a killed shell has left).
+    """
     home = folder / "home" / ".ssh"
     home.mkdir(parents=True)
+    (folder / "remote_home").mkdir()
     home.chmod(0o700)
     make_key(folder / "host_key")
     make_key(home / "id_ed25519")
