@@ -24,6 +24,7 @@ from trio_dask.client.open_engine import address_of, client_tls, engine_for, set
 from trio_dask.client.operations import AsyncOperations
 from trio_dask.client.plugin_operations import AsyncPlugins
 from trio_dask.client.progress import progress_async
+from trio_dask.client.profiles import AsyncProfiles
 from trio_dask.client.task_stream import AsyncStreams
 from trio_dask.client.topics import AsyncTopics
 from trio_dask.client.wait import wait_async
@@ -44,6 +45,7 @@ class AsyncClient(
     AsyncTopics,
     AsyncInspection,
     AsyncStreams,
+    AsyncProfiles,
     AsyncLocalRuns,
     BaseClient[AsyncFuture],
 ):

@@ -24,6 +24,7 @@ from trio_dask.client.metadata_operations import BlockingMetadata
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, home_of, settings_for
 from trio_dask.client.operations import BlockingOperations
 from trio_dask.client.plugin_operations import BlockingPlugins
+from trio_dask.client.profiles import BlockingProfiles
 from trio_dask.client.task_stream import BlockingStreams
 from trio_dask.client.topics import BlockingTopics
 from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
@@ -44,6 +45,7 @@ class Client(
     BlockingTopics,
     BlockingInspection,
     BlockingStreams,
+    BlockingProfiles,
     BlockingLocalRuns,
     BaseClient[Future],
 ):

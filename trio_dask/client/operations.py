@@ -32,7 +32,7 @@ from trio_dask.client.task_options import Workers, each_worker, whole_number, wo
 from trio_dask.client.wait_signals import limit
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
-from trio_dask.ids import Key, WorkerName, given_name, places_of
+from trio_dask.ids import Key, WorkerName, given_name, name_of, places_of
 from trio_dask.protocol.messages import Call, CallResult, Restart, RestartWorkers, Retire
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
 
@@ -72,7 +72,7 @@ async def nbytes(engine: Engine, keys: Any = None, summary: bool = True) -> dict
         return sizes
     sums: dict[Key, int] = {}
     for key, size in sizes.items():
-        name = key.rpartition("-")[0] or key
+        name = name_of(key)
         sums[name] = sums.get(name, 0) + size
     return sums
 

@@ -54,6 +54,7 @@ class WorkerHandle:
         self.forget_functions: Callable[[], None] = lambda: None
         """Have the functions of tasks unpickled anew, as modules have changed. From any thread."""
         self.actors: Any = None
+        self.profiler: Any = None
         self.client: Any = None
         self._log = log
         self._call_stacks = call_stacks

@@ -8,6 +8,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
+from trio_dask.ids import name_of
 from trio_dask.scheduler.core.explanations import explain
 from trio_dask.scheduler.core.metadata import get_metadata, task_mark, tasks_since
 from trio_dask.scheduler.core.state import State, Task, Worker
@@ -116,9 +117,7 @@ def _remaining(state: State, keys: tuple[str, ...]) -> dict[str, int] | None:
             seen.add(task)
             if len(seen) > MOST_COUNTED:
                 return None
-            # A key is "add-b07a..." or, of a block, "('add-b07a...', 0, 1)".
-            name = task.key[2:].partition("'")[0] if task.key.startswith("('") else task.key
-            counts[name.rpartition("-")[0] or name] += 1
+            counts[name_of(task.key)] += 1
             stack += task.dependencies
     return dict(counts)
 
