@@ -49,7 +49,6 @@ CLIENT: Final = _reasons(
         NO_DASHBOARD: "benchmark_hardware dashboard_link",
         "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
         NO_LOGS: "forward_logging unforward_logging",
-        "there is no profiler": "profile",
     }
 )
 

@@ -23,8 +23,8 @@ from trio_dask.client.metadata_operations import AsyncMetadata
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, settings_for
 from trio_dask.client.operations import AsyncOperations
 from trio_dask.client.plugin_operations import AsyncPlugins
-from trio_dask.client.progress import progress_async
 from trio_dask.client.profiles import AsyncProfiles
+from trio_dask.client.progress import progress_async
 from trio_dask.client.task_stream import AsyncStreams
 from trio_dask.client.topics import AsyncTopics
 from trio_dask.client.wait import wait_async

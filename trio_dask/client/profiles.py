@@ -62,7 +62,9 @@ async def profile(
       UsageError: no worker takes samples.
     """
     if server or scheduler:
-        raise UsageError("profile() knows tasks only; to sample the loop of a worker or scheduler, use py-spy on its pid")
+        raise UsageError(
+            "profile() knows tasks only; to sample the loop of a worker or scheduler, use py-spy on its pid"
+        )
     trees = await _profiles(engine, key, moment(start, 0.0), moment(stop, LATER), workers)
     if plot or filename is not None:
         text = document("Profile", flame_graph(merged(trees)))
@@ -70,9 +72,7 @@ async def profile(
     return merged(trees) if merge_workers else trees
 
 
-async def _profiles(
-    engine: Engine, key: str | None, start: float, stop: float, workers: Workers
-) -> dict[str, Tree]:
+async def _profiles(engine: Engine, key: str | None, start: float, stop: float, workers: Workers) -> dict[str, Tree]:
     sampled = await call_workers(engine, _sampled, (start, stop, key), workers)
     found = {address: tree_of(*rows) for address, rows in sampled.items() if rows is not None}
     if sampled and not found:
