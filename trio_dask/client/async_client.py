@@ -14,6 +14,7 @@ from trio_dask.client import default_clients
 from trio_dask.client.as_completed import as_completed
 from trio_dask.client.call_forms import Timeout, awaitable
 from trio_dask.client.client_base import IGNORED, BaseClient
+from trio_dask.client.cluster_dump import AsyncDumps
 from trio_dask.client.dataset_operations import AsyncDatasets
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture
@@ -46,6 +47,7 @@ class AsyncClient(
     AsyncInspection,
     AsyncStreams,
     AsyncProfiles,
+    AsyncDumps,
     AsyncLocalRuns,
     BaseClient[AsyncFuture],
 ):

@@ -14,6 +14,7 @@ import trio
 from trio_dask.client import default_clients, orphaned_clusters
 from trio_dask.client.call_forms import Timeout, blocking
 from trio_dask.client.client_base import IGNORED, BaseClient
+from trio_dask.client.cluster_dump import BlockingDumps
 from trio_dask.client.dataset_operations import BlockingDatasets
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future
@@ -46,6 +47,7 @@ class Client(
     BlockingInspection,
     BlockingStreams,
     BlockingProfiles,
+    BlockingDumps,
     BlockingLocalRuns,
     BaseClient[Future],
 ):

@@ -22,7 +22,7 @@ LATER: Final = 1e12
 """Later than any sample."""
 
 PATIENCE_S: Final = 10.0
-"""A report waits this long for samples."""
+"""A worker that does not answer within this time is left out."""
 
 ENABLED: Final = "distributed.worker.profile.enabled"
 
@@ -73,7 +73,7 @@ async def profile(
 
 
 async def _profiles(engine: Engine, key: str | None, start: float, stop: float, workers: Workers) -> dict[str, Tree]:
-    sampled = await call_workers(engine, _sampled, (start, stop, key), workers)
+    sampled = await call_workers(engine, _sampled, (start, stop, key), workers, PATIENCE_S)
     found = {address: tree_of(*rows) for address, rows in sampled.items() if rows is not None}
     if sampled and not found:
         raise UsageError(
@@ -101,12 +101,10 @@ async def profile_if_any(engine: Engine, start: float) -> Tree | None:
 
 
 async def _profile_if_any(engine: Engine, start: float) -> Tree | None:
-    with trio.move_on_after(PATIENCE_S):
-        try:
-            return merged(await _profiles(engine, None, start, LATER, None))
-        except UsageError:
-            pass
-    return None
+    try:
+        return merged(await _profiles(engine, None, start, LATER, None))
+    except UsageError:
+        return None
 
 
 def tree_of(calls: Sequence[tuple[int, str, str, int, str]], counts: Mapping[int, int]) -> Tree:

@@ -53,6 +53,7 @@ from trio_dask.worker.result_store import Frames, ResultStore
 from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded
 from trio_dask.worker.spill_directory import check_base
+from trio_dask.worker.tables import tables
 from trio_dask.worker.task_context import WorkerHandle
 from trio_dask.worker.transitions import Transitions
 
@@ -108,6 +109,7 @@ class CoreDriver:
             reserve_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
         )
         self.handle.forget_functions = self._executor.forget_all
+        self.handle.tables = lambda: tables(self._core, self.figures())
         self._profiler = self.handle.profiler = self._make_profiler(settings)
         self.plugins = PluginHost(self.handle, self._send_done, log, changed=self._plugin_changed)
         self._transitions = Transitions()

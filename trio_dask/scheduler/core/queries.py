@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import name_of
+from trio_dask.scheduler.core.dump import dump, dump_tasks
 from trio_dask.scheduler.core.explanations import explain
 from trio_dask.scheduler.core.metadata import get_metadata, task_mark, tasks_since
 from trio_dask.scheduler.core.state import State, Task, Worker
@@ -224,4 +225,6 @@ _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "remaining": _remaining,
     "events": events,
     "explain": explain,
+    "dump": dump,
+    "dump_tasks": dump_tasks,
 }
