@@ -32,7 +32,7 @@ def test_a_dump_has_a_row_for_each_task_with_what_is_true_in_its_state() -> None
     client = kit.client()
     worker = kit.worker()
     client.submit("a", "b", "c")
-    client.submit("d", needs=("a", "c"), priority=3)
+    client.submit("d", needs=("a", "c"), priority=-3.5)
     client.submit("gpu", resources={"GPU": 1})
     first, second = worker.runs()
     worker.finish(first)
@@ -49,7 +49,8 @@ def test_a_dump_has_a_row_for_each_task_with_what_is_true_in_its_state() -> None
     assert (rows["c"]["worker"], rows["c"]["run"]) == (address, third.run)
     assert (rows["d"]["dependencies"], rows["a"]["dependents"]) == (("a", "c"), 1)
     assert rows["gpu"]["options"] == {"resources": {"GPU": 1.0}}
-    assert list(rows["d"]["options"]) == ["priority"]
+    assert rows["d"]["options"] == {"priority": -3.5}
+    assert [rows[key]["submission"] for key in "abcd"] == [1, 2, 3, 4]
     (known,) = everything["clients"]
     assert all(row["clients"] == (known,) for row in rows.values())
     assert everything["task_count"] == 5

@@ -5,11 +5,14 @@ The tasks come in pages, each of which takes some milliseconds; so they may be s
 
 from __future__ import annotations
 
+import math
+import struct
 from itertools import islice
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
+from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, Client, Queue, State, Task, TaskOptions, Worker
 from trio_dask.scheduler.core.task_states import Erred, InMemory, Processing, Waiting
 
@@ -94,7 +97,13 @@ def _queue(queue: Queue) -> dict[str, Any]:
 def _options(options: TaskOptions) -> dict[str, Any]:
     """Those that differ from the defaults."""
     given = {name: value for name, value in options._asdict().items() if value != getattr(DEFAULT_OPTIONS, name)}
-    return given | ({"resources": dict(options.resources)} if options.resources else {})
+    if options.resources:
+        given["resources"] = dict(options.resources)
+    if options.priority:
+        given["priority"] = math.copysign(
+            struct.unpack("<d", struct.pack("<q", abs(options.priority)))[0], options.priority
+        )
+    return given
 
 
 def _task(state: State, task: Task) -> dict[str, Any]:
@@ -102,7 +111,7 @@ def _task(state: State, task: Task) -> dict[str, Any]:
         "state": task.phase.state,
         "function": None if task.function is None else task.function.digest.hex(),
         "usual_s": None if task.function is None else task.function.expected_s,
-        "priority": task.priority,
+        "submission": task.priority & (1 << PRIORITY_BITS) - 1,
         "options": _options(task.options),
         "clients": [client.incarnation for peer in task.wanted if (client := state.clients.get(peer)) is not None],
         "dependencies": [needed.key for needed in task.dependencies[:MOST_NAMED]],
