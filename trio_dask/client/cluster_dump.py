@@ -100,7 +100,7 @@ async def _state(engine: Engine) -> dict[str, Any]:
     return {"scheduler": scheduler, "workers": workers, "versions": told}
 
 
-async def _tables(log_lines: int, dask_worker: Any) -> dict[str, Any]:
+async def _tables(log_lines: int, dask_worker: Any) -> dict[str, Any]:  # noqa: ASYNC124 - to run in the event loop
     return {
         **dask_worker.tables(),
         "address": dask_worker.address,
