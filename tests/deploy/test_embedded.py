@@ -28,7 +28,7 @@ from trio_dask import (
     open_local_cluster,
 )
 
-HERE = {"host": "127.0.0.1"}
+HERE: dict[str, Any] = {"host": "127.0.0.1"}
 
 
 async def test_a_cluster_inside_one_trio_loop() -> None:

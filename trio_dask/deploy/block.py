@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from types import TracebackType
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, Self, TypeVar
 
 import trio
@@ -153,11 +152,9 @@ class Embedded:
         self._block = opened(self)
         return await self._block.__aenter__()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
+    def __aexit__(self, *error: Any) -> Coroutine[Any, Any, bool | None]:
         assert self._block is not None, "entered before"
-        return await self._block.__aexit__(kind, error, traceback)
+        return self._block.__aexit__(*error)
 
     def __enter__(self) -> NoReturn:
         raise self._is_for_trio()

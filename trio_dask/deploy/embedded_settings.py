@@ -92,7 +92,7 @@ def plan_scheduler(
     certificates = certificates_for(security, settings)
     if host:
         settings.pop("interface", None)
-    given = {
+    given: dict[str, Any] = {
         "host": _read("host", _checked_host, host or ""),
         "port": _read("port", parse_port, port),
         **read_arguments(SchedulerSettings, options),
@@ -124,9 +124,9 @@ def plan_worker(
     configuration = _configuration(options)
     nanny = configured(NannySettings, "worker", configuration, wanted=_holds_here)
     worker = configured(WorkerSettings, "worker", configuration, wanted=_holds_here)
-    certificates = None if security is True else certificates_for(security or False, {})
     if security is True:
         raise UsageError("security=True makes certificates that no other cluster knows; give a Security(...)")
+    certificates = certificates_for(security or False, {})
     if certificates is not None:
         worker.setdefault("protocol", DEFAULT_TLS_SCHEME)
     check_resources(resources)
@@ -135,8 +135,8 @@ def plan_worker(
     contact = options.pop("contact_address", None)
     given = read_arguments(WorkerSettings, options)
     if what == "Nanny":
-        if isinstance(variables := options.get("env"), Mapping):
-            options["env"] = [f"{variable}={value}" for variable, value in variables.items()] or None
+        variables: Mapping[str, str] = options.get("env") or {}
+        options["env"] = [f"{variable}={value}" for variable, value in variables.items()] or None
         nanny |= read_arguments(NannySettings, options)
     else:
         of_nannies = {option.key for option in options_of(NannySettings).values()} - {"preload"}
@@ -213,7 +213,7 @@ def _size(threads: int | None, memory_limit: str | float | None) -> dict[str, An
     return {"nthreads": size.threads, "memory_limit_bytes": size.memory_limit_bytes}
 
 
-def _argv(options: dict[str, Any]) -> dict[str, Argv]:
+def _argv(options: dict[str, Any]) -> dict[str, Any]:
     words = options.pop("preload_argv", None)
     if words is None:
         return {}
