@@ -45,7 +45,7 @@ async def test_a_cluster_inside_one_trio_loop() -> None:
         assert (scheduler.status, worker.status) == ("running", "running")
         assert worker.scheduler_address == scheduler.address
         (future,) = await client.scatter([5])
-        assert dict(worker.data) == {future.key: 5}
+        assert worker.data[future.key] == 5
         assert scheduler.address in repr(scheduler)
         assert "w, at tcp://" in repr(worker)
         assert scheduler.address in scheduler._repr_html_()
