@@ -8,6 +8,8 @@ from operator import attrgetter
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
+from trio_dask.ids import name_of
+from trio_dask.scheduler.core.dump import dump, dump_tasks
 from trio_dask.scheduler.core.explanations import explain
 from trio_dask.scheduler.core.metadata import get_metadata, task_mark, tasks_since
 from trio_dask.scheduler.core.state import State, Task, Worker
@@ -108,13 +110,7 @@ MOST_COUNTED: Final = 20_000
 def _remaining(state: State, keys: tuple[str, ...]) -> dict[str, int] | None:
     """How many tasks have to be computed for these, by name of the function; None if they are too many to count."""
     left = _remaining_keys(state, keys)
-    return None if left is None else dict(Counter(map(_name_in, left)))
-
-
-def _name_in(key: str) -> str:
-    """A key is "add-b07a..." or, of a block, "('add-b07a...', 0, 1)"."""
-    name = key[2:].partition("'")[0] if key.startswith("('") else key
-    return name.rpartition("-")[0] or name
+    return None if left is None else dict(Counter(map(name_of, left)))
 
 
 def _remaining_keys(state: State, keys: tuple[str, ...]) -> list[str] | None:
@@ -236,4 +232,6 @@ _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "remaining_keys": _remaining_keys,
     "events": events,
     "explain": explain,
+    "dump": dump,
+    "dump_tasks": dump_tasks,
 }
