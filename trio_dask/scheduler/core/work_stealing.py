@@ -17,7 +17,7 @@ from trio_dask.ids import RunId
 from trio_dask.protocol.messages import ReturnRuns
 from trio_dask.scheduler.core.estimates import correct_overruns, expected_s, moving_s, waiting_s
 from trio_dask.scheduler.core.placement import assign, block_on_return, has_resources, queue_for
-from trio_dask.scheduler.core.state import Queue, State, Task, Worker
+from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, Queue, State, Task, Worker
 from trio_dask.scheduler.core.task_states import Processing, Retraction, Waiting
 from trio_dask.scheduler.core.worker_states import HERE
 
@@ -112,6 +112,7 @@ def _from_queues(state: State, thief: Worker) -> bool:
         return False
     wanted = max(1, min(excess, excess * thief.slots // (thief.slots + slots)))
     refusals = EXAMINED
+    latency_s = state.settings.latency_s
     before_s = victim.occupancy_s
     retraction = Retraction(thief)
     runs: list[RunId] = []
@@ -122,10 +123,12 @@ def _from_queues(state: State, thief: Worker) -> bool:
         before_s -= phase.expected_s
         if phase.retraction is not None:
             wanted -= 1
-        elif not phase.missing and phase.started_at is None and _may_move(state, task, thief):
-            if slots and moving_s(state, task, thief) > before_s / slots:
+        elif not phase.missing and phase.started_at is None and not (task.dependents and _is_awaited(task)):
+            # Of short tasks there are many: what nearly all of them have in common costs no call.
+            fetch_s = moving_s(state, task, thief) if task.dependencies else latency_s
+            if slots and fetch_s > before_s / slots:
                 refusals -= 1
-            else:
+            elif task.options is DEFAULT_OPTIONS or _is_allowed(state, task, thief):
                 phase.retraction = retraction
                 runs.append(run)
                 wanted -= 1
@@ -136,14 +139,13 @@ def _from_queues(state: State, thief: Worker) -> bool:
     return bool(runs)
 
 
-def _may_move(state: State, task: Task, thief: Worker) -> bool:
-    if not _is_allowed(state, task, thief):
-        return False
+def _is_awaited(task: Task) -> bool:
+    """Whether a run that was assigned ahead waits for this one, on the same worker."""
     for dependent in task.dependents or ():
         phase = dependent.phase
         if type(phase) is Processing and phase.missing:
-            return False
-    return True
+            return True
+    return False
 
 
 def _is_allowed(state: State, task: Task, worker: Worker) -> bool:
