@@ -64,8 +64,10 @@ if TYPE_CHECKING:
     from trio_dask.client.progress import progress
     from trio_dask.client.reports import get_task_stream, performance_report
     from trio_dask.client.rpc_client import rpc
+    from trio_dask.client.spans import span
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.adaptive import Adaptive
+    from trio_dask.deploy.embedded import Nanny, Scheduler, Worker
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
     from trio_dask.plugins.bases import Environ, NannyPlugin, WorkerPlugin
@@ -111,6 +113,7 @@ __all__ = [
     "LocalCluster",
     "Lock",
     "MultiLock",
+    "Nanny",
     "NannyPlugin",
     "NoScheduler",
     "PipInstall",
@@ -120,6 +123,7 @@ __all__ = [
     "RemoteError",
     "Reschedule",
     "SSHCluster",
+    "Scheduler",
     "SchedulerLost",
     "SchedulerPlugin",
     "Security",
@@ -135,6 +139,7 @@ __all__ = [
     "UploadFile",
     "UsageError",
     "Variable",
+    "Worker",
     "WorkerPlugin",
     "__version__",
     "as_completed",
@@ -154,6 +159,7 @@ __all__ = [
     "rejoin",
     "rpc",
     "secede",
+    "span",
     "temp_default_client",
     "wait",
     "warn",
@@ -179,9 +185,11 @@ _HOMES = {
         "client.metadata_operations": "get_task_metadata",
         "client.progress": "progress",
         "client.rpc_client": "rpc",
+        "client.spans": "span",
         "client.reports": "get_task_stream performance_report",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.adaptive": "Adaptive",
+        "deploy.embedded": "Nanny Scheduler Worker",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
         "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
         "plugins.bases": "Environ NannyPlugin WorkerPlugin",
