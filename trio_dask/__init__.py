@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from trio_dask.client.progress import progress
     from trio_dask.client.reports import get_task_stream, performance_report
     from trio_dask.client.rpc_client import rpc
+    from trio_dask.client.spans import span
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.adaptive import Adaptive
     from trio_dask.deploy.embedded import Nanny, Scheduler, Worker
@@ -158,6 +159,7 @@ __all__ = [
     "rejoin",
     "rpc",
     "secede",
+    "span",
     "temp_default_client",
     "wait",
     "warn",
@@ -183,6 +185,7 @@ _HOMES = {
         "client.metadata_operations": "get_task_metadata",
         "client.progress": "progress",
         "client.rpc_client": "rpc",
+        "client.spans": "span",
         "client.reports": "get_task_stream performance_report",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.adaptive": "Adaptive",

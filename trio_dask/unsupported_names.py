@@ -35,7 +35,6 @@ MODULE: Final = _reasons(
         INTERNAL: "connect dask",
         NO_DASHBOARD: "widgets",
         "use worker_client": "local_client",
-        "spans are not there yet": "span",
         NO_ASYNCIO: "sync",
     }
 )

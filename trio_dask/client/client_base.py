@@ -33,6 +33,7 @@ from trio_dask.client.nested_futures import (
 from trio_dask.client.option_conflicts import unambiguous
 from trio_dask.client.plain_graph_parts import PlainGraphParts
 from trio_dask.client.scatter import ScatterItem, put_all, reshaped, scatter_items
+from trio_dask.client.spans import span_here
 from trio_dask.client.task_options import (
     Options,
     Workers,
@@ -131,9 +132,10 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
         if not callable(func):
             raise TypeError(NOT_CALLABLE.format(type(func).__name__))
         function = pickle_function(func)
+        here = span_here()
         plain = workers is None and resources is None and time_limit is None
         if plain and not (retries or priority or allow_other_workers or actor):
-            extra = NO_EXTRA
+            extra = NO_EXTRA if here is None else here.extra
         else:
             extra = extra_from(
                 {
@@ -144,7 +146,8 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
                     "allow_other_workers": allow_other_workers,
                     "time_limit": time_limit,
                     "actor": actor,
-                }
+                },
+                here,
             )
         call = pickle_call(args, kwargs)
         token = b""
@@ -208,7 +211,7 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
             "time_limit": time_limit,
             "actor": actor,
         }
-        extra = extra_from(options)
+        extra = extra_from(options, span_here())
         keys: Iterator[Hashable] | None = None
         prefix = function.name
         if isinstance(key, str):
@@ -276,7 +279,7 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
         The client wants only the outputs; inner tasks are kept as long as these need them.
         """
         made: Plan = plan(graph, outputs)
-        extra = extra_from(options)
+        extra = extra_from(options, span_here())
         engine = self.engine
         computed = dict.fromkeys(found.key for found in made.outputs.values() if isinstance(found, Reference))
         parts = PlainGraphParts(made.tasks, computed, extra)

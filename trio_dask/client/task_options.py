@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, SupportsFloat, TypeAlias, TypedDict, cast
 
 from trio_dask.client.core.outbox import NO_EXTRA
+from trio_dask.client.spans import Span
 from trio_dask.client.wait_signals import as_seconds
 from trio_dask.errors import UsageError
 from trio_dask.ids import WorkerName
@@ -72,7 +73,7 @@ def known_options(options: Mapping[str, Any]) -> Options:
     return cast("Options", {name: value for name, value in options.items() if name in Options.__annotations__})
 
 
-def extra_from(options: Options) -> Mapping[str, Any]:
+def extra_from(options: Options, span: Span | None = None) -> Mapping[str, Any]:
     """These options as the scheduler reads them, without those that are None or 0. Raises `UsageError`."""
     extra: dict[str, Any] = {}
     workers, resources, retries = options.get("workers"), options.get("resources"), options.get("retries")
@@ -104,7 +105,9 @@ def extra_from(options: Options) -> Mapping[str, Any]:
         extra["actor"] = True
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"there is no option {min(unknown)!r}")
-    return extra or NO_EXTRA
+    if span is None:
+        return extra or NO_EXTRA
+    return {**extra, **span.extra} if extra else span.extra
 
 
 def whole_number(name: str, number: Any, least: int, most: int) -> int:

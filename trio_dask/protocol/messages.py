@@ -165,7 +165,7 @@ class Submit(NamedTuple):
     A call whose first byte is 0 is a reference: the next 16 bytes name the blob that holds the call.
     Tasks of one client run in the order of submission where nothing else decides.
     `extra` may hold: priority (a number, larger first), retries (int), workers (names, addresses or hosts),
-    allow_other_workers (bool), resources (name -> amount), time_limit (seconds), actor (True).
+    allow_other_workers (bool), resources (name -> amount), time_limit (seconds), actor (True), span (names).
     """
 
     function: Digest
