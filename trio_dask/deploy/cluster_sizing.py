@@ -146,7 +146,7 @@ def plan(
         check_memory_limit(str(memory_limit), limit_bytes, machine_bytes=machine_bytes)
     except UsageError as exc:
         raise UsageError(f"memory_limit: {exc}") from exc
-    scheduler, worker, nanny = _configured_members()
+    scheduler, worker, of_nannies = _configured_members()
     certificates = certificates_for(security, scheduler if processes else {})
     if scheduler_file is not None:
         scheduler["scheduler_file"] = scheduler_file
@@ -164,7 +164,7 @@ def plan(
         scheduler_port=scheduler_port,
         scheduler=scheduler,
         worker=worker,
-        nanny=nanny,
+        nanny=of_nannies,
         death_timeout_s=_seconds("death_timeout", death_timeout),
         protocol=_protocol(protocol, certificates, processes=processes),
         security=certificates,
