@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from trio_dask.plugins.installs import InstallPlugin, PipInstall
     from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.security.security import Security
+    from trio_dask.worker.forwarded_output import ForwardOutput
     from trio_dask.worker.remote_output import print, warn
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
 
@@ -103,6 +104,7 @@ __all__ = [
     "Environ",
     "Event",
     "ForkedClientError",
+    "ForwardOutput",
     "Future",
     "FutureCancelledError",
     "FutureLost",
@@ -197,6 +199,7 @@ _HOMES = {
         "plugins.installs": "InstallPlugin PipInstall",
         "scheduler.plugins": "SchedulerPlugin",
         "security.security": "Security",
+        "worker.forwarded_output": "ForwardOutput",
         "worker.remote_output": "print warn",
         "worker.task_context": "check_cancelled get_worker rejoin secede",
     }.items()

@@ -40,6 +40,7 @@ from trio_dask.client.task_options import (
     drop_ignored_options,
     extra_from,
     known_options,
+    pop_forward,
     whole_number,
 )
 from trio_dask.client.wait_signals import ValueReader
@@ -118,6 +119,7 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
           retries: how often it runs again if it raises.
           priority: any number, larger first.
           time_limit: seconds, or a text such as "5 min"; a task that runs longer fails with `TaskTimeout`.
+          output: "forward" to have what it prints shown by the clients as well; another value is for `func`.
           actor: keep the object that `func`, often a class, makes, on its worker; the result is an `Actor` that calls
             it there. Each such call makes another object, unless it has the `key` of one.
 
@@ -132,8 +134,9 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
         if not callable(func):
             raise TypeError(NOT_CALLABLE.format(type(func).__name__))
         function = pickle_function(func)
+        output = pop_forward(kwargs) if kwargs else None
         here = span_here()
-        plain = workers is None and resources is None and time_limit is None
+        plain = workers is None and resources is None and time_limit is None and output is None
         if plain and not (retries or priority or allow_other_workers or actor):
             extra = NO_EXTRA if here is None else here.extra
         else:
@@ -146,6 +149,7 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
                     "allow_other_workers": allow_other_workers,
                     "time_limit": time_limit,
                     "actor": actor,
+                    "output": output,
                 },
                 here,
             )
@@ -200,6 +204,7 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
                 )
         if not callable(func):
             raise TypeError(NOT_CALLABLE.format(type(func).__name__))
+        output = pop_forward(kwargs)
         func, kwargs = _with_large_kwargs(func, kwargs)
         function = pickle_function(func)
         options: Options = {
@@ -210,6 +215,7 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
             "allow_other_workers": allow_other_workers,
             "time_limit": time_limit,
             "actor": actor,
+            "output": output,
         }
         extra = extra_from(options, span_here())
         keys: Iterator[Hashable] | None = None

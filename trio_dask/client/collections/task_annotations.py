@@ -11,6 +11,8 @@ from trio_dask.client.task_options import Options, extra_from
 
 MEANT: Final = frozenset({"workers", "allow_other_workers", "resources", "retries", "priority", "time_limit"})
 """The annotations that mean something here; others are for other libraries."""
+OPTIONS: Final = MEANT | {"output"}
+"""The options of a call that do."""
 
 SPAN: Final = "span"
 
@@ -22,10 +24,9 @@ class TaskAnnotations:
         """`around` are the annotations of the code that makes the call."""
         self._graph = graph
         self._common: dict[str, Any] = {
-            name: value
-            for name, value in {**around, **{name: value for name, value in options.items() if value}}.items()
-            if name in MEANT and value is not None
+            name: value for name, value in around.items() if name in MEANT and value is not None
         }
+        self._common |= {name: value for name, value in options.items() if name in OPTIONS and value}
         self._span = span_here() or span_of(around.get(SPAN))
         self._own: dict[Hashable, dict[str, Any]] | None = None
         self._made: dict[str, Mapping[str, Any]] = {}
