@@ -33,6 +33,7 @@ from trio_dask.client.task_options import Workers, each_worker, whole_number, wo
 from trio_dask.client.wait_signals import limit
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
+from trio_dask.html_cards import SchedulerInfo
 from trio_dask.ids import Key, WorkerName, given_name, name_of, places_of
 from trio_dask.protocol.messages import Call, CallResult, Restart, RestartWorkers, Retire
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
@@ -79,18 +80,20 @@ async def nbytes(engine: Engine, keys: Any = None, summary: bool = True) -> dict
 
 
 @in_loop
-async def scheduler_info(engine: Engine, /, *_: object, **__: object) -> dict[str, Any]:
+async def scheduler_info(engine: Engine, /, *_: object, **__: object) -> SchedulerInfo:
     """What the scheduler says of itself and of its workers. Arguments mean nothing here."""
     info: dict[str, Any] = await engine.ask("scheduler_info")
     workers: Collection[WorkerInfo] = info["workers"].values()
-    return {
-        "address": engine.address,
-        "n_workers": len(workers),
-        "total_threads": sum(worker["nthreads"] for worker in workers),
-        "total_memory": sum(worker.get("memory_limit") or 0 for worker in workers),
-        **info,
-        "workers": {address: _shown(worker) for address, worker in info["workers"].items()},
-    }
+    return SchedulerInfo(
+        {
+            "address": engine.address,
+            "n_workers": len(workers),
+            "total_threads": sum(worker["nthreads"] for worker in workers),
+            "total_memory": sum(worker.get("memory_limit") or 0 for worker in workers),
+            **info,
+            "workers": {address: _shown(worker) for address, worker in info["workers"].items()},
+        }
+    )
 
 
 @in_loop
