@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import pytest
 import trio
 
-from tests.programs.programs import Program, environment, program, until
+from tests.programs.programs import Program, environment, program, seen_in_proc, until
 from trio_dask import Client, LocalCluster, rpc
 from trio_dask.comm import Endpoint, parse_address
 from trio_dask.comm.connect import connect_data
@@ -130,19 +129,6 @@ def test_a_program_without_the_key_ends_with_status_4_and_one_line(
 
 
 # ---------------------------------------------------------------------------------------------------- the key is secret
-
-
-def seen_in_proc(secret: str) -> list[str]:
-    found = list[str]()
-    for process in psutil.process_iter():
-        for name in ("cmdline", "environ"):
-            try:
-                text = Path(f"/proc/{process.pid}/{name}").read_bytes()
-            except OSError:
-                continue
-            if secret.encode() in text or bytes.fromhex(secret) in text:
-                found.append(f"{name} of {process.pid}")
-    return found
 
 
 def test_a_key_is_nowhere_but_in_its_file(cluster: Cluster) -> None:
