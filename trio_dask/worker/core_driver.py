@@ -450,6 +450,7 @@ class CoreDriver:
             "ready": len(core.ready),
             "waiting": len(core.table.waiting),
             "fetching": len(core.fetches.active),
+            **({} if self._peers.bytes_per_s is None else {"bandwidth_bytes_per_s": round(self._peers.bytes_per_s)}),
             **(self._memory.metrics() if self._memory is not None else {}),
         }
 
