@@ -20,6 +20,7 @@ from trio_dask.ids import Key, RunId
 from trio_dask.protocol.messages import Inventory, Message, RunFinished, SubmitGraph
 from trio_dask.scheduler.core import (
     clients,
+    copies,
     message_handlers,
     placement,
     reconnect,
@@ -30,8 +31,9 @@ from trio_dask.scheduler.core import (
 from trio_dask.scheduler.core.coordination.handlers import client_left
 from trio_dask.scheduler.core.coordination.requests import Request
 from trio_dask.scheduler.core.coordination.semaphore import Lock
+from trio_dask.scheduler.core.copy_records import Spread
 from trio_dask.scheduler.core.state import Client, State, Task, Worker
-from trio_dask.scheduler.core.task_states import Processing, Waiting
+from trio_dask.scheduler.core.task_states import InMemory, Processing, Waiting
 
 __all__ = ["INJECTED_BUGS"]
 
@@ -310,6 +312,30 @@ def forgotten_waiter(world: World) -> Generator[None]:
         yield
 
 
+@contextmanager
+def early_drop(world: World) -> Generator[None]:
+    """The original of a result that moves is dropped when its copy is ordered, not when it is there."""
+
+    def hasty(state: State, spreads: list[Spread]) -> None:
+        copies.spread(state, spreads)
+        for one in spreads:
+            phase = one.task.phase
+            if one.moved_from is not None and isinstance(phase, InMemory):
+                for target in one.targets:
+                    task_transitions.add_replica(one.task, phase, target)
+                copies.drop(state, one.task, one.moved_from, "moved")
+
+    with mock.patch("trio_dask.scheduler.core.rebalancing.spread", hasty):
+        yield
+
+
+@contextmanager
+def last_replica_dropped(world: World) -> Generator[None]:
+    """A surplus replica is dropped whether or not another worker still has one."""
+    with mock.patch.object(copies, "has_spare", lambda phase, worker: worker in phase.holders):
+        yield
+
+
 Bug = Callable[[World], AbstractContextManager[None]]
 
 INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
@@ -335,6 +361,8 @@ INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
             lost_lease,
             lease_held_twice,
             forgotten_waiter,
+            early_drop,
+            last_replica_dropped,
         )
     }
 )

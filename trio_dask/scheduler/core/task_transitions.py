@@ -233,6 +233,8 @@ def remove_replica(state: State, task: Task, worker: Worker, why: str) -> None:
         for holder in phase.holders:
             state.index.mark_dirty(holder)  # it may be retiring, and the only one with the result now
         return
+    elif task in state.copies:
+        state.withdraw_copies(task)
     if task.function is None or is_home:
         if not task.wanted and not task.waiters:
             move(state, task, RELEASED, why)
@@ -498,6 +500,8 @@ def _inputs_lost(state: State, task: Task, why: str) -> None:
 
 
 def _free(state: State, task: Task, phase: InMemory) -> None:
+    if task in state.copies:
+        state.withdraw_copies(task)
     for holder in phase.holders:
         del holder.holds[task]
         holder.managed_bytes -= phase.nbytes
