@@ -78,8 +78,8 @@ def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist()
                 "span",
                 "module 'trio_dask' has no attribute 'span', which distributed has: spans are not there",
             ),
-            (client, "profile", "Client has no attribute 'profile', which distributed has: there is no profiler"),
-            (AsyncClient("tcp://h:1"), "profile", "AsyncClient has no attribute 'profile', which distributed has: "),
+            (client, "dashboard_link", "Client has no attribute 'dashboard_link', which distributed has: there is no"),
+            (AsyncClient("tcp://h:1"), "dashboard_link", "AsyncClient has no attribute 'dashboard_link', which "),
             (future, "executor", "Future has no attribute 'executor', which distributed has: use client"),
             (cluster, "from_name", "LocalCluster has no attribute 'from_name', which distributed has: connect to a"),
         ):

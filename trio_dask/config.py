@@ -591,6 +591,9 @@ class WorkerSettings(NamedTuple):
     nanny_address: str = ""
     board_fd: int | None = None
     connect_timeout_s: Annotated[float, Key("distributed.comm.timeouts.connect", TIME)] = 10.0
+    profile_enabled: Annotated[bool, Key("distributed.worker.profile.enabled", BOOLEAN)] = False
+    profile_interval_s: Annotated[float, Key("distributed.worker.profile.interval", TIME)] = 0.01
+    profile_cycle_s: Annotated[float, Key("distributed.worker.profile.cycle", TIME)] = 1.0
     heartbeat_interval_s: float = 5.0
     keepalive_s: float = 10.0
     silence_s: Annotated[float, Key("distributed.comm.timeouts.tcp", SILENCE)] = 60.0

@@ -42,3 +42,9 @@ def places_of(address: str) -> tuple[str, str, str]:
 def given_name(name: str) -> WorkerName:
     """A worker's name as users read it: an integer if it is written as one, as in distributed."""
     return int(name) if len(name) <= LONGEST_NUMBER and name.isdecimal() and str(int(name)) == name else name
+
+
+def name_of(key: Key) -> str:
+    """The name of a task's function, from its key: "add" of "add-b07a...", and of a block, "('add-b07a...', 0, 1)"."""
+    name = key[2:].partition("'")[0] if key.startswith("('") else key
+    return name.rpartition("-")[0] or name

@@ -1,7 +1,7 @@
 """The names that `dask.distributed` has and trio_dask does not, each with the reason or with what to use instead.
 
 Reading such a name raises an `AttributeError` with that sentence; `hasattr` is False, as for any other name that does
-not exist. `docs/coming-from-distributed.md` has the same sentences. A test compares them, and the names with those of a
+not exist. `docs/differences.md` has the same sentences. A test compares them, and the names with those of a
 released version of distributed.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NoReturn
 
-PAGE: Final = "docs/coming-from-distributed.md"
+PAGE: Final = "docs/differences.md"
 
 INTERNAL = "it is internal to distributed"
 NO_DASHBOARD = "there is no dashboard"
@@ -47,9 +47,7 @@ CLIENT: Final = _reasons(
     {
         "results are copied when they are needed; use replicate for more copies": "amm",
         NO_DASHBOARD: "benchmark_hardware dashboard_link",
-        "use story(), scheduler_info() or trio-dask status --json": "dump_cluster_state",
         NO_LOGS: "forward_logging unforward_logging",
-        "there is no profiler": "profile",
     }
 )
 

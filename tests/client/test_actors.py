@@ -256,6 +256,7 @@ def test_a_released_actor_ends_after_its_calls(client: Client) -> None:
     counter = client.submit(Counter, actor=True).result(20)
     waiter = client.submit(Waiter, actor=True).result(20)
     waiter.wait(1)
+    assert waiter.so_far().result(20) == [1]  # its loop has its thread now
     answer = counter.add()
     del counter
     assert answer.result(20) == 1

@@ -14,6 +14,7 @@ from trio_dask.client import default_clients
 from trio_dask.client.as_completed import as_completed
 from trio_dask.client.call_forms import Timeout, awaitable
 from trio_dask.client.client_base import IGNORED, BaseClient
+from trio_dask.client.cluster_dump import AsyncDumps
 from trio_dask.client.dataset_operations import AsyncDatasets
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture
@@ -23,6 +24,7 @@ from trio_dask.client.metadata_operations import AsyncMetadata
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, settings_for
 from trio_dask.client.operations import AsyncOperations
 from trio_dask.client.plugin_operations import AsyncPlugins
+from trio_dask.client.profiles import AsyncProfiles
 from trio_dask.client.progress import progress_async
 from trio_dask.client.task_stream import AsyncStreams
 from trio_dask.client.topics import AsyncTopics
@@ -44,6 +46,8 @@ class AsyncClient(
     AsyncTopics,
     AsyncInspection,
     AsyncStreams,
+    AsyncProfiles,
+    AsyncDumps,
     AsyncLocalRuns,
     BaseClient[AsyncFuture],
 ):

@@ -14,6 +14,7 @@ import trio
 from trio_dask.client import default_clients, orphaned_clusters
 from trio_dask.client.call_forms import Timeout, blocking
 from trio_dask.client.client_base import IGNORED, BaseClient
+from trio_dask.client.cluster_dump import BlockingDumps
 from trio_dask.client.dataset_operations import BlockingDatasets
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future
@@ -24,6 +25,7 @@ from trio_dask.client.metadata_operations import BlockingMetadata
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, home_of, settings_for
 from trio_dask.client.operations import BlockingOperations
 from trio_dask.client.plugin_operations import BlockingPlugins
+from trio_dask.client.profiles import BlockingProfiles
 from trio_dask.client.task_stream import BlockingStreams
 from trio_dask.client.topics import BlockingTopics
 from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
@@ -44,6 +46,8 @@ class Client(
     BlockingTopics,
     BlockingInspection,
     BlockingStreams,
+    BlockingProfiles,
+    BlockingDumps,
     BlockingLocalRuns,
     BaseClient[Future],
 ):

@@ -5,6 +5,7 @@ They run in the loop of the client's engine. Their blocking forms and those for 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -32,7 +33,7 @@ from trio_dask.client.task_options import Workers, each_worker, whole_number, wo
 from trio_dask.client.wait_signals import limit
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
-from trio_dask.ids import Key, WorkerName, given_name, places_of
+from trio_dask.ids import Key, WorkerName, given_name, name_of, places_of
 from trio_dask.protocol.messages import Call, CallResult, Restart, RestartWorkers, Retire
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
 
@@ -72,7 +73,7 @@ async def nbytes(engine: Engine, keys: Any = None, summary: bool = True) -> dict
         return sizes
     sums: dict[Key, int] = {}
     for key, size in sizes.items():
-        name = key.rpartition("-")[0] or key
+        name = name_of(key)
         sums[name] = sums.get(name, 0) + size
     return sums
 
@@ -295,6 +296,7 @@ async def _run(
     kwargs: Mapping[str, Any],
     workers: Workers,
     on_error: OnError,
+    limit_s: float = math.inf,
 ) -> dict[str, Any]:
     addresses = await _addresses(engine, workers)
     frames = [memoryview(frame).cast("B") for frame in dump_value((function, args, dict(kwargs)))]
@@ -302,16 +304,18 @@ async def _run(
     errors: dict[str, BaseException] = {}
 
     async def call_one(address: str) -> None:
-        try:
-            use = partial(_call, frames, address)
-            value, raised = await engine.channels.exchange(address, use, repeatable=False)
-        except CHANNEL_FAILURES as error:
-            errors[address] = ClusterError(f"the call could not be made: {failure_text(address, error)}")
+        value: Any = None
+        raised: BaseException | None = TimeoutError(f"it did not answer within {limit_s:g} s")
+        with trio.move_on_after(limit_s):
+            try:
+                use = partial(_call, frames, address)
+                value, raised = await engine.channels.exchange(address, use, repeatable=False)
+            except CHANNEL_FAILURES as error:
+                raised = ClusterError(f"the call could not be made: {failure_text(address, error)}")
+        if raised is None:
+            outcomes[address] = value
         else:
-            if raised is None:
-                outcomes[address] = value
-            else:
-                errors[address] = raised
+            errors[address] = raised
 
     async with trio.open_nursery() as nursery:
         for address in addresses:
@@ -327,10 +331,17 @@ async def _run(
 
 
 async def call_workers(
-    engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], workers: Workers
+    engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], workers: Workers, limit_s: float = math.inf
 ) -> dict[str, Any]:
     """What a function of ours returns in the process of each worker, by address; without those that do not answer."""
-    return await _run(engine, function, args, {}, workers, "ignore")
+    return await _run(engine, function, args, {}, workers, "ignore", limit_s)
+
+
+async def outcomes_of_workers(
+    engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], limit_s: float
+) -> dict[str, Any]:
+    """The same with an exception in the place of what was not returned, or not in time."""
+    return await _run(engine, function, args, {}, None, "return", limit_s)
 
 
 async def _addresses(engine: Engine, workers: Workers) -> list[str]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
+from trio_dask.ids import name_of
+
 MOST_DRAWN: Final = 20_000
 """Runs that are drawn; of more, the longest."""
 
@@ -18,28 +20,32 @@ ROW: Final = 14
 
 _STYLE: Final = (
     "body{font:14px sans-serif;margin:2em;max-width:1200px}table{border-collapse:collapse;margin-bottom:2em}"
-    "td,th{padding:.2em 1em .2em 0;text-align:left}td.n,th.n{text-align:right}svg{width:100%;background:#f6f6f6}"
+    "td,th{padding:.2em 1em .2em 0;text-align:left}td.n,th.n{text-align:right}svg{background:#f6f6f6}"
+    ".stream{width:100%}.flames text{font:11px sans-serif}"
 )
 
 
-def page(title: str, summary: Sequence[tuple[str, str]], runs: Sequence[Mapping[str, Any]]) -> str:
-    """The whole page."""
+def page(
+    title: str, summary: Sequence[tuple[str, str]], runs: Sequence[Mapping[str, Any]], more: Sequence[str] = ()
+) -> str:
+    """A page about these runs, with `more` parts of it at the end."""
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in summary)
     parts = [
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>',
-        f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1><table>{rows}</table>",
-        *_totals("Functions", [name_of(run) for run in runs], runs),
+        f"<table>{rows}</table>",
+        *_totals("Functions", [name_of(run["key"]) for run in runs], runs),
         *_totals("Workers", [str(run["worker"]) for run in runs], runs),
         *_stream(runs),
-        "</body></html>\n",
+        *more,
     ]
-    return "\n".join(parts)
+    return document(title, parts)
 
 
-def name_of(run: Mapping[str, Any]) -> str:
-    """The name of the function, from the key."""
-    key = str(run["key"])
-    return key.rpartition("-")[0] or key
+def document(title: str, parts: Sequence[str]) -> str:
+    """The whole page."""
+    head = f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+    return "\n".join(
+        [f"{head}<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>", *parts, "</body></html>\n"]
+    )
 
 
 def _times(run: Mapping[str, Any]) -> tuple[float, float]:
@@ -90,11 +96,11 @@ def _stream(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     left_out = f" (the {MOST_DRAWN} longest of {len(runs)} runs)" if len(runs) > len(drawn) else ""
     parts = [
         f"<h2>Task stream, {end - begin:.2f} s{left_out}</h2>",
-        f'<svg viewBox="0 0 {WIDTH} {len(rows) * ROW}" preserveAspectRatio="none">',
+        f'<svg class="stream" viewBox="0 0 {WIDTH} {len(rows) * ROW}" preserveAspectRatio="none">',
     ]
     for run, place in zip(drawn, placed, strict=True):
         start, stop = _times(run)
-        name = name_of(run)
+        name = name_of(run["key"])
         color = f"hsl({sum(name.encode()) * 47 % 360} 60% 55%)" if run["status"] == "OK" else "#000"
         parts.append(
             f'<rect x="{(start - begin) * scale:.2f}" y="{rows[place] * ROW + 1}" '

@@ -9,6 +9,8 @@ from typing import Any
 import trio
 
 from trio_dask.client.current_client import get_client
+from trio_dask.client.flame_graph import flame_graph
+from trio_dask.client.profiles import Tree, begin_profile, profile_if_any
 from trio_dask.client.report_page import page
 from trio_dask.client.task_stream import STREAM_FILE, Runs, write_page
 
@@ -61,7 +63,8 @@ class performance_report:
         with performance_report(filename="report.html"):
             client.gather(client.map(f, range(100)))
 
-    The page has a summary, the workers, and the task stream. It is one file, and loads nothing.
+    The page has a summary, the workers, the task stream, and a profile where workers take samples. It is one file, and
+    loads nothing.
 
     Args:
       filename: of the page.
@@ -76,16 +79,19 @@ class performance_report:
     def __enter__(self) -> performance_report:
         self._client = get_client() if self._client is None else self._client
         self._client.get_task_stream(count=0)
+        begin_profile(self._client).block()
         self._start = time.time()
         return self
 
     def __exit__(self, *_: object) -> None:
         runs = self._client.get_task_stream(start=self._start)
-        write_page(self._filename, self._page(runs, self._client.scheduler_info()))
+        profile = profile_if_any(self._client, self._start).block()
+        write_page(self._filename, self._page(runs, self._client.scheduler_info(), profile))
 
     async def __aenter__(self) -> performance_report:
         self._client = get_client() if self._client is None else self._client
         await self._client.get_task_stream(count=0)
+        await begin_profile(self._client).wait()
         self._start = time.time()
         return self
 
@@ -94,10 +100,11 @@ class performance_report:
 
     async def _finish(self) -> None:
         runs = await self._client.get_task_stream(start=self._start)
-        text = self._page(runs, await self._client.scheduler_info())
+        profile = await profile_if_any(self._client, self._start).wait()
+        text = self._page(runs, await self._client.scheduler_info(), profile)
         await trio.to_thread.run_sync(write_page, self._filename, text)
 
-    def _page(self, runs: Runs, info: dict[str, Any]) -> str:
+    def _page(self, runs: Runs, info: dict[str, Any], profile: Tree | None) -> str:
         elapsed_s = time.time() - self._start
         busy_s = sum(run["startstops"][0]["stop"] - run["startstops"][0]["start"] for run in runs)
         threads = info["total_threads"]
@@ -110,4 +117,5 @@ class performance_report:
             ("Workers", f"{info['n_workers']}"),
             ("Scheduler", f"{info['address']}"),
         ]
-        return page("Performance report", summary, runs)
+        more = [] if profile is None else ["<h2>Profile</h2>", *flame_graph(profile)]
+        return page("Performance report", summary, runs, more)

@@ -38,7 +38,7 @@ async def _task_stream(
       count: the last ones, this many.
       plot: write them as a page into the file `filename`.
     """
-    rows = await engine.ask("task_stream", (repr(_moment(start, 0.0)), repr(_moment(stop, 1e12))))
+    rows = await engine.ask("task_stream", (repr(moment(start, 0.0)), repr(moment(stop, 1e12))))
     runs = [_run(*row) for row in rows]
     if count is not None:
         runs = runs[-count:] if count > 0 else []
@@ -47,7 +47,8 @@ async def _task_stream(
     return runs
 
 
-def _moment(given: Timeout, default: float) -> float:
+def moment(given: Timeout, default: float) -> float:
+    """A time in seconds since 1970; a text says how long ago that is."""
     if given is None:
         return default
     seconds = as_seconds(given)

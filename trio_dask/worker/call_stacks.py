@@ -15,7 +15,7 @@ from trio_dask.ids import Key
 from trio_dask.worker.executor import Executor
 from trio_dask.worker.task_context import TaskContext
 
-_EXECUTE: Final[CodeType] = Executor._execute.__code__  # pyright: ignore[reportPrivateUsage] - its frames are found
+EXECUTE: Final[CodeType] = Executor._execute.__code__  # pyright: ignore[reportPrivateUsage] - its frames are found
 
 
 def running_frames() -> dict[Key, list[FrameType]]:
@@ -29,7 +29,7 @@ def _frames_of_threads() -> list[FrameType]:
 
 def _of_task(frame: FrameType | None) -> list[tuple[Key, list[FrameType]]]:
     frames: list[FrameType] = []
-    while frame is not None and frame.f_code is not _EXECUTE:
+    while frame is not None and frame.f_code is not EXECUTE:
         frames.append(frame)
         frame = frame.f_back
     context = None if frame is None else frame.f_locals.get("context")

@@ -48,10 +48,12 @@ from trio_dask.worker.hosted_actors import HostedActors
 from trio_dask.worker.memory_monitor import MemoryMonitor, WorkerCallbacks, keep_nothing_unwatched
 from trio_dask.worker.peer_channels import PeerChannels
 from trio_dask.worker.process_memory import ProcessMemory
+from trio_dask.worker.profiler import Profiler
 from trio_dask.worker.result_store import Frames, ResultStore
 from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded
 from trio_dask.worker.spill_directory import check_base
+from trio_dask.worker.tables import tables
 from trio_dask.worker.task_context import WorkerHandle
 from trio_dask.worker.transitions import Transitions
 
@@ -107,6 +109,8 @@ class CoreDriver:
             reserve_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
         )
         self.handle.forget_functions = self._executor.forget_all
+        self.handle.tables = lambda: tables(self._core, self.figures())
+        self._profiler = self.handle.profiler = self._make_profiler(settings)
         self.plugins = PluginHost(self.handle, self._send_done, log, changed=self._plugin_changed)
         self._transitions = Transitions()
         self._peers = PeerChannels(self._open_channel, None if self._memory is None else self._memory.room)
@@ -128,6 +132,8 @@ class CoreDriver:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run slots, fetches and the timer until cancelled. Sessions begin after `task_status.started`."""
         self._events.attach()
+        if self._profiler is not None:
+            self._profiler.start()
         try:
             async with trio.open_nursery() as self._tasks:
                 self._tasks.start_soon(self._executor.run, self._take_outcomes)
@@ -140,6 +146,8 @@ class CoreDriver:
                 finally:
                     self._peers.close()
         finally:
+            if self._profiler is not None:
+                self._profiler.close()
             self._actors.close()
             self._transitions.close()
             self.handle.remove_directory()
@@ -249,6 +257,16 @@ class CoreDriver:
             report_lost=self._report_lost,
         )
         return MemoryMonitor(limits, settings, hooks)
+
+    def _make_profiler(self, settings: WorkerSettings) -> Profiler | None:
+        if not settings.profile_enabled:
+            return None
+        return Profiler(
+            self._executor.threads,
+            lambda: self._executor.busy,
+            interval_s=settings.profile_interval_s,
+            cycle_s=settings.profile_cycle_s,
+        )
 
     def _report_lost(self) -> None:
         """Tell the scheduler which values were lost on disk."""
@@ -363,6 +381,8 @@ class CoreDriver:
             self._executor.wake(effects.offered)
             if self._memory is not None:
                 self._memory.wake()
+            if self._profiler is not None:
+                self._profiler.wake()
             self._call_at(trio.current_time() + LONG_RUN_S)
         self._call_at(self._core.slots.next_deadline())
 
@@ -401,6 +421,8 @@ class CoreDriver:
             self._core.tick(now)
             if self._executor.busy:
                 self._core.started(self._executor.running_for(LONG_RUN_S), now)
+                if self._profiler is not None:
+                    self._profiler.wake()
             if self._heartbeat_at <= now:
                 self._heartbeat_at = now + self._settings.heartbeat_interval_s
                 self._peers.close_idle(now)

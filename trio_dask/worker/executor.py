@@ -169,6 +169,8 @@ class Executor:
         self._tokens: SimpleQueue[None] = SimpleQueue()
         self._execute_one = self._execute
         """Something else while the starts of runs are watched."""
+        self.threads: set[int] = set()
+        """The identifiers of the threads that run tasks."""
         self._seceded = SecededTasks(self._slots, self._cells, start=self._start_slot, post=self._post, wake=self.wake)
         self._posted: deque[_Posted] = deque()
         self._cancelled_runs: dict[int, Run] = {}  # by identity, until their outcome comes
@@ -332,6 +334,7 @@ class Executor:
 
     def _serve(self, number: int) -> None:
         slot: int | None = number
+        self.threads.add(threading.get_ident())
         try:
             while slot is not None:
                 if self._is_resting and self._tokens.empty():
@@ -348,6 +351,8 @@ class Executor:
                     slot = self._work_off_one(slot, run, next(self._task_budget, None))
         except BaseException as error:  # a slot that ended silently would be missed for ever
             self._post(_Crashed(error))
+        finally:
+            self.threads.discard(threading.get_ident())
 
     def _work_off(self, number: int, run: Run) -> int | None:
         """A run, then those chained after it. Returns the slot that this thread has at the end, if any."""

@@ -54,6 +54,9 @@ class WorkerHandle:
         self.forget_functions: Callable[[], None] = lambda: None
         """Have the functions of tasks unpickled anew, as modules have changed. From any thread."""
         self.actors: Any = None
+        self.profiler: Any = None
+        self.tables: Callable[[], dict[str, Any]] = dict
+        """All that the worker knows, as plain values; for its event loop."""
         self.client: Any = None
         self._log = log
         self._call_stacks = call_stacks

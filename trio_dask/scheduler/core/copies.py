@@ -4,7 +4,7 @@
 safe meanwhile stands here alone:
 
 - A copy counts once its worker has said that it has it. An order names the result, not the key: it is withdrawn with
-  the result (`State.withdraw_copies`), and an answer that crosses the withdrawal quotes a number that is not known.
+  the result (`withdraw_copies`), and an answer that crosses the withdrawal quotes a number that is not known.
 - A replica is dropped only while a worker that stays has another one, and only while neither a run that has not
   started nor a copy may be reading it. Otherwise it stays among `State.surplus`, and is looked at again later.
 
@@ -19,7 +19,7 @@ from typing import Final
 
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import Acquire, Free, NotAcquired, Replicas
-from trio_dask.scheduler.core.copy_records import Copy, Order, Spread
+from trio_dask.scheduler.core.copy_records import Copy, Order, Spread, end_spread
 from trio_dask.scheduler.core.state import State, Task, Worker
 from trio_dask.scheduler.core.task_states import InMemory, Processing
 from trio_dask.scheduler.core.task_transitions import add_replica, remove_replica
@@ -102,7 +102,7 @@ def _next_orders(state: State, task: Task) -> list[Order]:
 
 
 def _end(state: State, one: Spread) -> None:
-    state.end_spread(one)
+    end_spread(state, one)
     phase = one.task.phase
     if one.moved_from is not None and isinstance(phase, InMemory):
         state.moved.append((one.task, one.moved_from, phase))

@@ -1,4 +1,4 @@
-"""What the scheduler notes of copies that are under way; `copies` alone works on these records."""
+"""What the scheduler notes of copies that are under way, and how they end with their result; see `copies`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from trio_dask.scheduler.core.pending_requests import CopiesMade
 
 if TYPE_CHECKING:
-    from trio_dask.scheduler.core.state import Task, Worker
+    from trio_dask.scheduler.core.state import State, Task, Worker
 
 
 class Copy(NamedTuple):
@@ -42,3 +42,20 @@ class Spread:
     """This worker is to drop the result once the copies are there."""
     patience: int = 3
     """So many copies may still fail."""
+
+
+def withdraw_copies(state: State, task: Task) -> None:
+    """The result of a task is gone, and what is being copied must not be taken for its next one."""
+    for target in state.copies.pop(task):
+        state.free(target.peer, task.key)
+    for spread in state.spreads.pop(task, ()):
+        if spread.moved_from is None and (task.wanted or task.waiters):
+            spread.goal.missing[task.key] = None
+        end_spread(state, spread)
+
+
+def end_spread(state: State, spread: Spread) -> None:
+    """A result is where a client wants it, or cannot be."""
+    spread.goal.open -= 1
+    if not spread.goal.open:
+        state.pending.due_at = -float("inf")

@@ -8,6 +8,8 @@ from operator import attrgetter
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
+from trio_dask.ids import name_of
+from trio_dask.scheduler.core.dump import dump, dump_tasks
 from trio_dask.scheduler.core.explanations import explain
 from trio_dask.scheduler.core.metadata import get_metadata, task_mark, tasks_since
 from trio_dask.scheduler.core.state import State, Task, Worker
@@ -116,9 +118,7 @@ def _remaining(state: State, keys: tuple[str, ...]) -> dict[str, int] | None:
             seen.add(task)
             if len(seen) > MOST_COUNTED:
                 return None
-            # A key is "add-b07a..." or, of a block, "('add-b07a...', 0, 1)".
-            name = task.key[2:].partition("'")[0] if task.key.startswith("('") else task.key
-            counts[name.rpartition("-")[0] or name] += 1
+            counts[name_of(task.key)] += 1
             stack += task.dependencies
     return dict(counts)
 
@@ -225,4 +225,6 @@ _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "remaining": _remaining,
     "events": events,
     "explain": explain,
+    "dump": dump,
+    "dump_tasks": dump_tasks,
 }

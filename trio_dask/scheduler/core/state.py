@@ -462,21 +462,6 @@ class State:
         else:
             keys.append(key)
 
-    def withdraw_copies(self, task: Task) -> None:
-        """The result of a task is gone, and what is being copied must not be taken for its next one."""
-        for target in self.copies.pop(task):
-            self.free(target.peer, task.key)
-        for spread in self.spreads.pop(task, ()):
-            if spread.moved_from is None and (task.wanted or task.waiters):
-                spread.goal.missing[task.key] = None
-            self.end_spread(spread)
-
-    def end_spread(self, spread: Spread) -> None:
-        """A result is where a client wants it, or cannot be."""
-        spread.goal.open -= 1
-        if not spread.goal.open:
-            self.pending.due_at = -float("inf")
-
     def check_retirements_soon(self) -> None:
         """A change may let a retiring worker go. Changes that come together are checked together."""
         if self.retiring and self.retirements_at == float("inf"):
