@@ -63,7 +63,7 @@ def test_the_page_has_each_name_that_is_new() -> None:
 
 
 def test_a_name_can_be_asked_for_before_anything_else_is_loaded() -> None:
-    code = "import trio_dask; print(hasattr(trio_dask, 'span'), hasattr(trio_dask, 'no_such_name'))"
+    code = "import trio_dask; print(hasattr(trio_dask, 'sync'), hasattr(trio_dask, 'no_such_name'))"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20).stdout
     assert said == "False False\n"
 
@@ -75,8 +75,8 @@ def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist()
         for owner, name, said in (
             (
                 trio_dask,
-                "span",
-                "module 'trio_dask' has no attribute 'span', which distributed has: spans are not there",
+                "sync",
+                "module 'trio_dask' has no attribute 'sync', which distributed has: there is no asyncio",
             ),
             (client, "dashboard_link", "Client has no attribute 'dashboard_link', which distributed has: there is no"),
             (AsyncClient("tcp://h:1"), "dashboard_link", "AsyncClient has no attribute 'dashboard_link', which "),

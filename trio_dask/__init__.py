@@ -64,8 +64,10 @@ if TYPE_CHECKING:
     from trio_dask.client.progress import progress
     from trio_dask.client.reports import get_task_stream, performance_report
     from trio_dask.client.rpc_client import rpc
+    from trio_dask.client.spans import span
     from trio_dask.client.wait import ALL_COMPLETED, FIRST_COMPLETED, DoneAndNotDone, wait
     from trio_dask.deploy.adaptive import Adaptive
+    from trio_dask.deploy.embedded import Nanny, Scheduler, Worker
     from trio_dask.deploy.local_cluster import LocalCluster, open_local_cluster
     from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
     from trio_dask.plugins.bases import Environ, NannyPlugin, WorkerPlugin
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from trio_dask.plugins.installs import InstallPlugin, PipInstall
     from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.security.security import Security
+    from trio_dask.worker.forwarded_output import ForwardOutput
     from trio_dask.worker.remote_output import print, warn
     from trio_dask.worker.task_context import check_cancelled, get_worker, rejoin, secede
 
@@ -101,6 +104,7 @@ __all__ = [
     "Environ",
     "Event",
     "ForkedClientError",
+    "ForwardOutput",
     "Future",
     "FutureCancelledError",
     "FutureLost",
@@ -111,6 +115,7 @@ __all__ = [
     "LocalCluster",
     "Lock",
     "MultiLock",
+    "Nanny",
     "NannyPlugin",
     "NoScheduler",
     "PipInstall",
@@ -120,6 +125,7 @@ __all__ = [
     "RemoteError",
     "Reschedule",
     "SSHCluster",
+    "Scheduler",
     "SchedulerLost",
     "SchedulerPlugin",
     "Security",
@@ -135,6 +141,7 @@ __all__ = [
     "UploadFile",
     "UsageError",
     "Variable",
+    "Worker",
     "WorkerPlugin",
     "__version__",
     "as_completed",
@@ -154,6 +161,7 @@ __all__ = [
     "rejoin",
     "rpc",
     "secede",
+    "span",
     "temp_default_client",
     "wait",
     "warn",
@@ -179,9 +187,11 @@ _HOMES = {
         "client.metadata_operations": "get_task_metadata",
         "client.progress": "progress",
         "client.rpc_client": "rpc",
+        "client.spans": "span",
         "client.reports": "get_task_stream performance_report",
         "client.wait": "ALL_COMPLETED FIRST_COMPLETED DoneAndNotDone wait",
         "deploy.adaptive": "Adaptive",
+        "deploy.embedded": "Nanny Scheduler Worker",
         "deploy.local_cluster": "LocalCluster open_local_cluster",
         "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
         "plugins.bases": "Environ NannyPlugin WorkerPlugin",
@@ -189,6 +199,7 @@ _HOMES = {
         "plugins.installs": "InstallPlugin PipInstall",
         "scheduler.plugins": "SchedulerPlugin",
         "security.security": "Security",
+        "worker.forwarded_output": "ForwardOutput",
         "worker.remote_output": "print warn",
         "worker.task_context": "check_cancelled get_worker rejoin secede",
     }.items()

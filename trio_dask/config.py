@@ -750,6 +750,17 @@ class AdaptiveSettings(NamedTuple):
     wait_count: Annotated[int, Key("distributed.adaptive.wait-count", COUNT)] = 3
 
 
+def on_scheduler_stop(given: Mapping[str, Any]) -> Literal["leave", "wait"]:
+    """What a worker does with these settings when its scheduler is stopped.
+
+    A user who sets a death timeout, or wants it to reconnect, expects another scheduler after the first.
+    """
+    wish: Literal["leave", "wait"] | None = given.get("on_scheduler_stop")
+    reconnect: bool | None = given.get("reconnect")
+    waits = given.get("death_timeout_s", math.inf) < math.inf if reconnect is None else reconnect
+    return wish or ("wait" if waits else "leave")
+
+
 def declarations(kind: type[NamedTuple]) -> dict[str, Option | Key]:
     """What fills settings of this kind: the option or key of each setting that has one, by the name of the setting."""
     return {

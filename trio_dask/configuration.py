@@ -21,6 +21,7 @@ from trio_dask.config import (
     SchedulerSettings,
     WorkerSettings,
     declarations,
+    options_of,
 )
 from trio_dask.config_files import (
     FILE_VARIABLE,
@@ -191,6 +192,23 @@ def configured(
         texts = None if found is None else given_texts(declared, found)
         if found is not None and texts is not None:
             settings[name] = _read(kind.__annotations__[name], declared, found, texts)
+    return settings
+
+
+def read_arguments(kind: type[NamedTuple], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The settings of this kind that keyword arguments give, which are called like the options; takes these out.
+
+    None stands for what is not given. A value may be a text, as on a command line, or what that means.
+
+    Raises:
+      UsageError: a value is wrong; the message names the argument.
+    """
+    settings: dict[str, Any] = {}
+    for name, option in options_of(kind).items():
+        texts = _texts(arguments.pop(option.key, None))
+        if texts is not None:
+            found = Found(texts, f"{option.key}=", "program", 0)
+            settings[name] = _read(kind.__annotations__[name], option, found, given_texts(option, found) or texts)
     return settings
 
 

@@ -21,6 +21,16 @@ _ROW: Final = """\
 <tr><th style="text-align: left; font-weight: normal; opacity: 0.65; padding: 1px 16px 1px 0;">{name}</th>\
 <td style="text-align: left; padding: 1px 0;">{value}</td></tr>"""
 
+_BARS: Final = """\
+<table style="font-family: sans-serif; font-size: 13px; border-collapse: collapse; text-align: left; margin: 4px 0;">
+{rows}
+</table>
+"""
+_BAR: Final = """\
+<tr><td style="padding: 2px 12px 2px 0;"><div style="width: 300px; background: rgba(128, 128, 128, 0.25);">\
+<div style="width: {percent}%; height: 12px; background: #5b8def;"></div></div></td>\
+<td style="text-align: left; padding: 2px 0; white-space: pre;">{text}</td></tr>"""
+
 
 class Totals(NamedTuple):
     """How much a cluster has. `memory_bytes` is None if not every worker has a limit."""
@@ -53,3 +63,10 @@ def card(title: str, rows: Mapping[str, str], inside: str = "") -> str:
     """A table with a title; `inside` is another card, as HTML."""
     lines = "\n".join(_ROW.format(name=escape(name), value=escape(value)) for name, value in rows.items())
     return _CARD.format(title=escape(title), rows=lines, inside=inside)
+
+
+def bar_card(bars: Iterable[tuple[float, str]]) -> str:
+    """Bars, each with the share of it that is full, from 0 to 1, and what stands beside it."""
+    return _BARS.format(
+        rows="\n".join(_BAR.format(percent=f"{100 * share:.1f}", text=escape(text)) for share, text in bars)
+    )

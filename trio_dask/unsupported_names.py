@@ -27,18 +27,14 @@ MODULE: Final = _reasons(
     {
         "use Client.get_executor": "CompatibleExecutor",
         "use PipInstall, or InstallPlugin with a function that calls conda": "CondaInstall",
-        "there is no class for a nanny; start one with dask-worker or LocalCluster": "Nanny",
-        "there is no class for a scheduler; start one with dask-scheduler or LocalCluster": "Scheduler",
         "use LocalCluster or dask-worker": "SpecCluster",
         "states are words; see Client.status and Future.status": "Status",
         "use LocalCluster, whose workers are processes of their own": "SubprocessCluster",
         "use Python's own TimeoutError": "TimeoutError",
-        "there is no class for a worker; start one with dask-worker or LocalCluster; tasks have get_worker()": "Worker",
         "use dask.config; docs/configuration.md has the keys": "config",
         INTERNAL: "connect dask",
         NO_DASHBOARD: "widgets",
         "use worker_client": "local_client",
-        "spans are not there yet": "span",
         NO_ASYNCIO: "sync",
     }
 )

@@ -258,6 +258,7 @@ class MiniCluster(FakeScheduler[PeerSession]):
             "nbytes": dict.fromkeys(message.arguments or self.values, 28),
             "wait_for_workers": 1,
             "fence": None,
+            "remaining": dict(Counter(key.rpartition("-")[0] for key in message.arguments if key not in self.values)),
         }
         if message.what != "wait_for_workers" or int(message.arguments[0]) <= 1:
             self.say(m.Reply(message.request, answers[message.what]))

@@ -38,7 +38,7 @@ def test_a_scheduler_in_this_program_needs_no_key(home: Path) -> None:
 def test_a_cluster_of_this_process_is_known_by_its_address(home: Path, auth: bool) -> None:
     """Also if the configuration turns proofs off: a local cluster asks for its own key all the same."""
     settings = ClientSettings(scheduler=ADDRESS, auth=auth)
-    remember_cluster(ADDRESS, OURS)
+    remember_cluster(ADDRESS, lambda role: OURS)
     assert scheduler_endpoint(settings, "client").credentials == OURS
     assert not home.exists()
     forget_cluster(ADDRESS)

@@ -60,7 +60,7 @@ class _Nanny:
     def __init__(self, settings: Any, program: Any, **options: Any) -> None:
         self._folder = settings.worker.local_directory
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: Any = None) -> None:
         await trio.lowlevel.checkpoint()
         machine, boot = spill_directory._place()
         (Path(self._folder) / f"trio-dask-{machine}-{boot}-{os.getpid()}-1-abc").mkdir()
@@ -86,7 +86,7 @@ async def test_what_a_killed_worker_left_is_removed_with_its_launcher(
 async def test_what_a_killed_worker_left_is_removed_with_its_cluster(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cluster_members, "Nanny", _Nanny)
+    monkeypatch.setattr("trio_dask.nanny.service.Nanny", _Nanny)
     layout = Layout(
         name="name",
         n_workers=1,

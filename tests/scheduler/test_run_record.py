@@ -30,8 +30,8 @@ def test_runs_are_recorded_while_a_client_that_has_asked_is_there() -> None:
     kit.tick(10.0)
     client.submit("bad")
     worker.fail(worker.runs()[0])
-    good = (1000.0, worker.address, "good", 2.0, 28, "int")
-    bad = (1010.0, worker.address, "bad", 0.001, 0, "")
+    good = (1000.0, worker.address, "good", 2.0, 28, "int", ())
+    bad = (1010.0, worker.address, "bad", 0.001, 0, "", ())
     assert stream(client) == [good, bad]
     assert stream(client, "1000.0", "1005.0") == [good]
     assert stream(client, "1001.0", "1020.0") == [bad]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from trio_dask.cli.command import (
 )
 from trio_dask.cli.options import PreloadingProgram, given_settings, preload_argv, read_configuration
 from trio_dask.cli.worker_options import PARAMETERS, SECTIONS
-from trio_dask.config import Argv, NannySettings, WorkerSettings
+from trio_dask.config import Argv, NannySettings, WorkerSettings, on_scheduler_stop
 from trio_dask.deploy.cluster_sizing import WorkerSizing, divide, machine_for
 from trio_dask.errors import UsageError
 from trio_dask.host_limits import cpus, memory
@@ -124,8 +123,10 @@ def _nanny_settings(context: click.Context, share: WorkerSizing) -> list[NannySe
     address, file = find_scheduler_for(
         options["scheduler"], options["scheduler_file"], options["protocol"], options["tls_cert"]
     )
+    if given.get("on_scheduler_stop") == "wait" and given.get("reconnect") is False:
+        raise click.UsageError("--on-scheduler-stop wait and --no-reconnect: give only one of them")
     ours: dict[str, Any] = {
-        "on_scheduler_stop": _on_scheduler_stop(given),
+        "on_scheduler_stop": on_scheduler_stop(given),
         **_address_settings(options, share),
         "scheduler": address,
         "scheduler_file": file,
@@ -155,16 +156,6 @@ def _argv(context: click.Context) -> Argv:
         if not options["scheduler_file"] and configured_scheduler(read_configuration(context), "worker")[0] is None:
             raise click.UsageError(f"no such option: {first}; write options of --preload modules after SCHEDULER")
     return preload_argv(context)
-
-
-def _on_scheduler_stop(given: dict[str, Any]) -> Any:
-    """A user who sets --death-timeout or --reconnect expects another scheduler after the first."""
-    wish: str | None = given.get("on_scheduler_stop")
-    reconnect: bool | None = given.get("reconnect")
-    if wish == "wait" and reconnect is False:
-        raise click.UsageError("--on-scheduler-stop wait and --no-reconnect: give only one of them")
-    waits = given.get("death_timeout_s", math.inf) < math.inf if reconnect is None else reconnect
-    return wish or ("wait" if waits else "leave")
 
 
 def _address_settings(options: dict[str, Any], share: WorkerSizing) -> dict[str, Any]:

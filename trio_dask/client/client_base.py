@@ -33,12 +33,14 @@ from trio_dask.client.nested_futures import (
 from trio_dask.client.option_conflicts import unambiguous
 from trio_dask.client.plain_graph_parts import PlainGraphParts
 from trio_dask.client.scatter import ScatterItem, put_all, reshaped, scatter_items
+from trio_dask.client.spans import span_here
 from trio_dask.client.task_options import (
     Options,
     Workers,
     drop_ignored_options,
     extra_from,
     known_options,
+    pop_forward,
     whole_number,
 )
 from trio_dask.client.wait_signals import ValueReader
@@ -117,6 +119,7 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
           retries: how often it runs again if it raises.
           priority: any number, larger first.
           time_limit: seconds, or a text such as "5 min"; a task that runs longer fails with `TaskTimeout`.
+          output: "forward" to have what it prints shown by the clients as well; another value is for `func`.
           actor: keep the object that `func`, often a class, makes, on its worker; the result is an `Actor` that calls
             it there. Each such call makes another object, unless it has the `key` of one.
 
@@ -131,9 +134,11 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
         if not callable(func):
             raise TypeError(NOT_CALLABLE.format(type(func).__name__))
         function = pickle_function(func)
-        plain = workers is None and resources is None and time_limit is None
+        output = pop_forward(kwargs) if kwargs else None
+        here = span_here()
+        plain = workers is None and resources is None and time_limit is None and output is None
         if plain and not (retries or priority or allow_other_workers or actor):
-            extra = NO_EXTRA
+            extra = NO_EXTRA if here is None else here.extra
         else:
             extra = extra_from(
                 {
@@ -144,7 +149,9 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
                     "allow_other_workers": allow_other_workers,
                     "time_limit": time_limit,
                     "actor": actor,
-                }
+                    "output": output,
+                },
+                here,
             )
         call = pickle_call(args, kwargs)
         token = b""
@@ -197,6 +204,7 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
                 )
         if not callable(func):
             raise TypeError(NOT_CALLABLE.format(type(func).__name__))
+        output = pop_forward(kwargs)
         func, kwargs = _with_large_kwargs(func, kwargs)
         function = pickle_function(func)
         options: Options = {
@@ -207,8 +215,9 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
             "allow_other_workers": allow_other_workers,
             "time_limit": time_limit,
             "actor": actor,
+            "output": output,
         }
-        extra = extra_from(options)
+        extra = extra_from(options, span_here())
         keys: Iterator[Hashable] | None = None
         prefix = function.name
         if isinstance(key, str):
@@ -276,7 +285,7 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
         The client wants only the outputs; inner tasks are kept as long as these need them.
         """
         made: Plan = plan(graph, outputs)
-        extra = extra_from(options)
+        extra = extra_from(options, span_here())
         engine = self.engine
         computed = dict.fromkeys(found.key for found in made.outputs.values() if isinstance(found, Reference))
         parts = PlainGraphParts(made.tasks, computed, extra)

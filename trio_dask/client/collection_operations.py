@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, SupportsFloat, TypeVar, cast
+from typing import Any, Generic, Literal, SupportsFloat, TypeVar, cast
 
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.engine import Engine
@@ -35,6 +35,7 @@ class CollectionOperations(Generic[F]):
         actors: bool = False,
         traverse: bool = True,
         time_limit: Any = None,
+        output: Literal["forward"] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Compute dask collections in the cluster; does not wait for results: there is a future in the place of each.
@@ -63,6 +64,7 @@ class CollectionOperations(Generic[F]):
             "retries": retries,
             "priority": priority,
             "time_limit": time_limit,
+            "output": output,
         }
         found = compute(
             self.engine, self._future, collections, options, optimize_graph=optimize_graph, traverse=traverse
@@ -81,6 +83,7 @@ class CollectionOperations(Generic[F]):
         fifo_timeout: Any = None,
         actors: bool = False,
         time_limit: Any = None,
+        output: Literal["forward"] | None = None,
         **kwargs: Any,
     ) -> Any:
         """Compute dask collections in the cluster and keep the results there; does not wait for them.
@@ -101,6 +104,7 @@ class CollectionOperations(Generic[F]):
             "retries": retries,
             "priority": priority,
             "time_limit": time_limit,
+            "output": output,
         }
         return persist(self.engine, self._future, collections, options, optimize_graph=optimize_graph)
 

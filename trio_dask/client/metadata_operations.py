@@ -99,6 +99,7 @@ class get_task_metadata:
             client.gather(client.map(f, range(10)))
         tasks.state                               # {"f-...": "memory", ...}
         tasks.metadata                            # what `set_metadata(future.key, ...)` has set
+        tasks.spans                               # of those with a `span`
 
     It is the current client that is asked. Tasks that are forgotten by the end of the block, as nobody wants them any
     more, are not among them.
@@ -107,6 +108,7 @@ class get_task_metadata:
     def __init__(self) -> None:
         self.state: Mapping[Key, str] = {}
         self.metadata: Mapping[Key, Any] = {}
+        self.spans: Mapping[Key, tuple[str, ...]] = {}
         self._engine: Engine
         self._mark = ""
 
@@ -119,9 +121,10 @@ class get_task_metadata:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         ask = self._engine.ask("tasks_since", (self._mark,))
-        found: Mapping[Key, tuple[str, Any]] = await ask  # noqa: ASYNC102 - cancelled, it needs no answer
-        self.state = {key: state for key, (state, _) in found.items()}
-        self.metadata = {key: _value(self._engine, node) for key, (_, node) in found.items()}
+        found: Mapping[Key, tuple[str, Any, tuple[str, ...]]] = await ask  # noqa: ASYNC102 - cancelled, it needs no answer
+        self.state = {key: state for key, (state, _, _) in found.items()}
+        self.metadata = {key: _value(self._engine, node) for key, (_, node, _) in found.items()}
+        self.spans = {key: span for key, (_, _, span) in found.items() if span}
 
     def __enter__(self) -> Self:
         return _current_engine().call(self.__aenter__)

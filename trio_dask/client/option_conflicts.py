@@ -8,6 +8,7 @@ from functools import lru_cache, partial, wraps
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final, TypeVar, cast
 
+from trio_dask.client.task_options import is_forward
 from trio_dask.errors import UsageError
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -22,16 +23,27 @@ def unambiguous(method: _Method) -> _Method:
     An option counts as given even where it equals its default, which the method itself could not see.
     """
     options = frozenset(cast("FunctionType", method).__kwdefaults__ or ())
+    if "time_limit" in options:
+        options |= {"output"}
 
     @wraps(method)
     def checked(self: Any, func: Any, /, *args: Any, **kwargs: Any) -> Any:
         if not kwargs:
             return method(self, func, *args)
         if not options.isdisjoint(kwargs) and ("key" in kwargs or not _takes_none_of(kwargs, func)):
-            _check(method.__name__, func, len(args), {name: kwargs[name] for name in kwargs if name in options})
+            _check(
+                method.__name__,
+                func,
+                len(args),
+                {name: kwargs[name] for name in kwargs if name in options and _is_meant(name, kwargs[name])},
+            )
         return method(self, func, *args, **kwargs)
 
     return cast("_Method", checked)
+
+
+def _is_meant(name: str, value: Any) -> bool:
+    return name != "output" or is_forward(value)
 
 
 def _takes_none_of(names: Collection[str], func: Any) -> bool:

@@ -1,11 +1,11 @@
-"""`progress`: show in a terminal how far a computation has come."""
+"""`progress`: show in a terminal or a notebook how far a computation has come."""
 
 from __future__ import annotations
 
 import datetime
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TextIO
 
@@ -16,63 +16,15 @@ from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import states_of
 from trio_dask.client.nested_futures import futures_given
-from trio_dask.client.wait_signals import SettleWaiter, as_seconds
+from trio_dask.client.progress_views import Counts, NotebookBars, View, is_terminal, view_of
+from trio_dask.client.wait_signals import SettleWaiter, as_seconds, in_notebook
 from trio_dask.errors import UsageError
+from trio_dask.ids import Key
 
 SHARE: Final = 20
 """The next question is asked after this many times as long as the last answer took: the scheduler has other work."""
-MOST_LINES: Final = 20
-
-
-class Bars:
-    """How many tasks there are and how many are done, as text: one bar, or with `by_name` one for each function."""
-
-    def __init__(self, width: int, *, by_name: bool) -> None:
-        self._width = width
-        self._by_name = by_name
-        self._totals: dict[str, int] = {}
-        self._left: Mapping[str, int] = {}
-        self._started_at = time.monotonic()
-        self._lines = 0
-
-    def update(self, left: Mapping[str, int], done: int = 0) -> None:
-        """Take how many tasks are left, by name, and how many were `done` before the first count."""
-        if done:
-            self._totals["done before"] = done
-        self._left = left
-        for name, number in left.items():
-            self._totals[name] = max(self._totals.get(name, 0), number)
-
-    def finish(self, number: int) -> None:
-        """All is done: what was counted, or this many tasks if nothing was."""
-        self._left = {}
-        if not self._totals:
-            self._totals["done"] = number
-
-    def text(self) -> str:
-        """What to write over what was written before."""
-        total, left = sum(self._totals.values()), sum(self._left.values())
-        elapsed_s = time.monotonic() - self._started_at
-        all_in_one = f"{self._bar(total, left)} | {self._percent(total, left):3.0f}% Completed | {elapsed_s:6.1f} s"
-        if not self._by_name:
-            return f"\r{all_in_one}"
-        names = sorted(self._totals, key=lambda name: -self._totals[name])[:MOST_LINES]
-        longest = max(map(len, names), default=0)
-        lines = [all_in_one]
-        for name in names:
-            number, rest = self._totals[name], self._left.get(name, 0)
-            lines.append(f"{self._bar(number, rest)} | {name:{longest}} | {number - rest} / {number}")
-        up = f"\x1b[{self._lines}A" if self._lines else ""
-        self._lines = len(lines) - 1
-        return f"\r{up}" + "\n".join(f"{line}\x1b[K" for line in lines)
-
-    def _bar(self, total: int, left: int) -> str:
-        full = int(self._width * self._percent(total, left) / 100)
-        return f"[{'#' * full}{' ' * (self._width - full)}]"
-
-    @staticmethod
-    def _percent(total: int, left: int) -> float:
-        return 100 * (total - left) / total if total else 0.0
+CLOSING_S: Final = 1.0
+"""How long a terminal may take for the last words of a call that is cancelled."""
 
 
 def _progress(
@@ -80,67 +32,107 @@ def _progress(
     notebook: bool | None = None,
     multi: bool = True,
     complete: bool = True,
-    group_by: str = "prefix",
+    group_by: str | Callable[[Key], object] = "prefix",
     interval: float | str | datetime.timedelta = "100ms",
     width: int = 40,
     file: TextIO | None = None,
-) -> Waiting[None]:
+    loop: object = None,
+) -> Waiting[NotebookBars | None]:
     """Show how many of the tasks that these futures or collections need are done, until all of them are.
 
-    It is text, also in a notebook; `notebook` means nothing. In a terminal there is a bar for all tasks, and with
-    `multi` one for each function; elsewhere there is the first one only. Errors end it, and are not raised.
+    On a terminal there is a bar for all tasks, and with `multi` one for each function; elsewhere a line every 30 s, and
+    one at the end. Errors end it, are counted, and are not raised. In a notebook it returns at once, as the last value
+    of a cell, bars that go on after the cell has ended.
 
     Args:
+      notebook: whether it is in a notebook; by default it finds out.
       complete: count what was done before as well.
-      interval: how often it is drawn at most, in seconds or as a text.
+      group_by: "prefix" for the names of functions, or a function that gives the name of a bar for each key.
+      interval: how often bars are drawn at most, in seconds or as a text.
       width: of a bar, in characters.
-      file: where to write it; standard output by default.
+      file: where to write; by default standard error if that is a terminal, else standard output.
+      loop: means nothing.
 
     Raises:
+      UsageError: `group_by` is nothing of that.
       RuntimeError: a blocking call in a thread that runs Trio or asyncio.
     """
-    if group_by != "prefix":
+    if group_by != "prefix" and not callable(group_by):
         raise UsageError(
-            f"progress() groups tasks by the names of their functions, group_by='prefix', not {group_by!r}"
+            "progress() groups tasks by the names of their functions, group_by='prefix', or by a function of their "
+            f"keys, not by {group_by!r:.60}"
         )
     found = futures_given(futures, "progress()")
     if not found:
         return Done(None)
     engine = found[0].engine
     states = list(dict.fromkeys(states_of(found)))
-    stream = sys.stdout if file is None else file
-    bars = Bars(width, by_name=multi and stream.isatty())
-    return ForCall(engine, partial(_show, engine, states, bars, stream, as_seconds(interval) or 0.0, complete, found))
+    count_left = _Grouped(engine, group_by) if callable(group_by) else partial(_names_left, engine)
+    follow = partial(_follow, engine, states, count_left, complete=complete, futures=found)
+    pause_s = as_seconds(interval) or 0.0
+    if in_notebook() if notebook is None else notebook:
+        bars = NotebookBars(width, pause_s, by_name=multi)
+        engine.start(partial(follow, bars))
+        return Done(bars)
+    stream = file or (sys.stderr if is_terminal(sys.stderr) else sys.stdout)
+    return ForCall(engine, partial(follow, view_of(stream, width, pause_s, by_name=multi)))
 
 
-async def _show(
+async def _follow(
     engine: Engine,
     states: Sequence[KeyState],
-    bars: Bars,
-    stream: TextIO,
-    interval_s: float,
+    count_left: Callable[[list[Key]], Any],
+    view: View,
+    *,
     complete: bool,
     futures: object,
 ) -> None:
     """`futures` are kept alive meanwhile."""
-    done = sum(state.status != "pending" for state in states) if complete else 0
-    while pending := [state for state in states if state.status == "pending"]:
-        asked_at = trio.current_time()
-        left: Mapping[str, int] | None = await engine.ask("remaining", [state.key for state in pending])
-        took_s = trio.current_time() - asked_at
-        if left is not None:
-            bars.update(left, done)
-            done = 0
-            await trio.to_thread.run_sync(_write, stream, bars.text())
-        with trio.move_on_after(max(interval_s, SHARE * took_s)):
-            await engine.wait_for_async(pending, SettleWaiter(len(pending), len(pending)))
-    bars.finish(len(states))
-    await trio.to_thread.run_sync(_write, stream, f"{bars.text()}\n")
+    counts = Counts()
+    began_at = trio.current_time()
+    if not complete:
+        states = [state for state in states if state.status == "pending"]
+    done = sum(state.status != "pending" for state in states)
+    view.open()
+    try:
+        while pending := [state for state in states if state.status == "pending"]:
+            asked_at = trio.current_time()
+            left: Mapping[str, int] | None = await count_left([state.key for state in pending])
+            now = trio.current_time()
+            if left is not None:
+                counts.update(left, now - began_at, done)
+                done = 0
+                await trio.to_thread.run_sync(view.show, counts)
+            with trio.move_on_after(max(view.pause_s, SHARE * (now - asked_at))):
+                await engine.wait_for_async(pending, SettleWaiter(len(pending), len(pending)))
+        failed = sum(state.status != "finished" for state in states)
+        counts.finish(len(states), failed, trio.current_time() - began_at)
+        await trio.to_thread.run_sync(view.show, counts)
+    finally:
+        with trio.move_on_after(CLOSING_S, shield=True):
+            await trio.to_thread.run_sync(view.close, abandon_on_cancel=True)
 
 
-def _write(stream: TextIO, text: str) -> None:
-    stream.write(text)
-    stream.flush()
+async def _names_left(engine: Engine, keys: list[Key]) -> Mapping[str, int] | None:
+    """How many tasks are left, by the names of their functions; None if they are too many to count."""
+    left: Mapping[str, int] | None = await engine.ask("remaining", keys)
+    return left
+
+
+class _Grouped:
+    """The same by what a function of the user says of each key; it is asked once for each."""
+
+    def __init__(self, engine: Engine, name_of: Callable[[Key], object]) -> None:
+        self._engine = engine
+        self._name_of = name_of
+        self._names: dict[Key, str] = {}
+
+    async def __call__(self, keys: list[Key]) -> Mapping[str, int] | None:
+        left: Sequence[Key] | None = await self._engine.ask("remaining_keys", keys)
+        if left is None:
+            return None
+        self._names.update((key, str(self._name_of(key))) for key in left if key not in self._names)
+        return Counter(map(self._names.__getitem__, left))
 
 
 progress = blocking(_progress)

@@ -33,6 +33,7 @@ def page(
     parts = [
         f"<table>{rows}</table>",
         *_totals("Functions", [name_of(run["key"]) for run in runs], runs),
+        *_span_totals(runs),
         *_totals("Workers", [str(run["worker"]) for run in runs], runs),
         *_stream(runs),
         *more,
@@ -51,6 +52,12 @@ def document(title: str, parts: Sequence[str]) -> str:
 def _times(run: Mapping[str, Any]) -> tuple[float, float]:
     (span,) = run["startstops"]
     return span["start"], span["stop"]
+
+
+def _span_totals(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Each span has the runs of those within it."""
+    pairs = [(" / ".join(run["span"][:depth]), run) for run in runs for depth in range(1, len(run.get("span", ())) + 1)]
+    return _totals("Spans", [name for name, _ in pairs], [run for _, run in pairs]) if pairs else []
 
 
 def _totals(title: str, names: Sequence[str], runs: Sequence[Mapping[str, Any]]) -> list[str]:

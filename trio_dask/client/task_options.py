@@ -6,9 +6,10 @@ import datetime
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, SupportsFloat, TypeAlias, TypedDict, cast
+from typing import Any, Final, Literal, SupportsFloat, TypeAlias, TypedDict, cast
 
 from trio_dask.client.core.outbox import NO_EXTRA
+from trio_dask.client.spans import Span
 from trio_dask.client.wait_signals import as_seconds
 from trio_dask.errors import UsageError
 from trio_dask.ids import WorkerName
@@ -16,6 +17,8 @@ from trio_dask.parsing import checked_text
 from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 
 Workers: TypeAlias = WorkerName | Iterable[WorkerName] | None
+
+FORWARD: Final = "forward"
 
 
 class Options(TypedDict, total=False):
@@ -28,6 +31,7 @@ class Options(TypedDict, total=False):
     priority: any number, larger first; tasks of the same priority run in the order of submission.
     time_limit: seconds, or a text such as "5 min"; one that runs longer fails with `TaskTimeout`.
     actor: keep what each returns on its worker, and have a proxy of it for the result.
+    output: "forward" to have what they print shown by the clients as well.
     fifo_timeout: accepted for compatibility; submissions of one client always run in their order.
     """
 
@@ -39,6 +43,20 @@ class Options(TypedDict, total=False):
     time_limit: float | str | datetime.timedelta | None
     fifo_timeout: float | str
     actor: bool
+    output: Literal["forward"] | None
+
+
+def pop_forward(kwargs: dict[str, Any]) -> Literal["forward"] | None:
+    """Take `output="forward"` out of the keywords of a call; any other `output` is for the function."""
+    if not is_forward(kwargs.get("output")):
+        return None
+    del kwargs["output"]
+    return FORWARD
+
+
+def is_forward(value: Any) -> bool:
+    """Whether this is the value of `output` that is meant for us. Arrays cannot be compared with a text."""
+    return type(value) is str and value == FORWARD
 
 
 def each_worker(workers: Workers) -> tuple[WorkerName, ...]:
@@ -72,7 +90,7 @@ def known_options(options: Mapping[str, Any]) -> Options:
     return cast("Options", {name: value for name, value in options.items() if name in Options.__annotations__})
 
 
-def extra_from(options: Options) -> Mapping[str, Any]:
+def extra_from(options: Options, span: Span | None = None) -> Mapping[str, Any]:
     """These options as the scheduler reads them, without those that are None or 0. Raises `UsageError`."""
     extra: dict[str, Any] = {}
     workers, resources, retries = options.get("workers"), options.get("resources"), options.get("retries")
@@ -102,9 +120,15 @@ def extra_from(options: Options) -> Mapping[str, Any]:
         extra["time_limit"] = _amount("time_limit", as_seconds(time_limit))
     if options.get("actor"):
         extra["actor"] = True
+    if (output := options.get("output")) is not None:
+        if output != FORWARD:
+            raise UsageError(f'output is "forward" or None, not {output!r:.60}')
+        extra["output"] = FORWARD
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"there is no option {min(unknown)!r}")
-    return extra or NO_EXTRA
+    if span is None:
+        return extra or NO_EXTRA
+    return {**extra, **span.extra} if extra else span.extra
 
 
 def whole_number(name: str, number: Any, least: int, most: int) -> int:

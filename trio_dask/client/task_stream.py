@@ -56,13 +56,16 @@ def moment(given: Timeout, default: float) -> float:
     return time.time() - seconds if isinstance(given, str) else seconds
 
 
-def _run(stop: float, worker: str, key: str, duration_s: float, nbytes: int, type_name: str) -> dict[str, Any]:
+def _run(
+    stop: float, worker: str, key: str, duration_s: float, nbytes: int, type_name: str, span: tuple[str, ...]
+) -> dict[str, Any]:
     return {
         "key": key,
         "worker": worker,
         "status": "OK" if type_name else "error",
         "nbytes": nbytes,
         "type": type_name,
+        "span": span,
         "startstops": [{"action": "compute", "start": stop - duration_s, "stop": stop}],
     }
 

@@ -48,7 +48,7 @@ def refuse_in_event_loop(what: str) -> None:
             f"{what} blocks, which would stall the Trio loop of this thread; use `async with AsyncClient(...)`"
         )
     asyncio = sys.modules.get("asyncio")
-    if asyncio is not None and asyncio._get_running_loop() is not None and not _in_notebook():
+    if asyncio is not None and asyncio._get_running_loop() is not None and not in_notebook():
         raise RuntimeError(
             f"{what} blocks, which would stall the asyncio loop of this thread; "
             "call it in a thread: `await asyncio.to_thread(...)`"
@@ -61,12 +61,13 @@ def require_trio(what: str, instead: str = "Client") -> None:
         return
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None:
-        where = "a notebook" if _in_notebook() else "a thread (`await asyncio.to_thread(...)`)"
+        where = "a notebook" if in_notebook() else "a thread (`await asyncio.to_thread(...)`)"
         raise RuntimeError(f"{what} needs Trio, but this thread runs asyncio; use {instead} in {where}")
     raise RuntimeError(f"{what} needs Trio; start the program with `trio.run(main)`, or use {instead}")
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
+    """Whether this program is the kernel of a notebook."""
     ipython = sys.modules.get("IPython")
     shell: Any = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from trio_dask.comm.addresses import Address, parse_scheduler_address
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
 SOON_S: Final = 0.5
 """A program that has no connection to the scheduler by then says what it waits for."""
 
-_clusters: dict[str, Credentials] = {}
-"""The clusters that this process belongs to, or has started: by their address, their credentials."""
+_started: dict[str, Callable[[TlsRole], Credentials]] = {}
+"""The clusters that this process has started: by their address, the credentials of each role."""
+_joined: dict[str, Credentials] = {}
+"""The clusters that workers of this process belong to: by their address, the credentials of the worker."""
 
 
 class SchedulerChoice(CredentialSettings, Protocol):
@@ -74,7 +77,8 @@ def scheduler_endpoint(
     if given is None and address.is_in_process:
         given = NO_CREDENTIALS
     if given is None and settings.cluster_key is None and settings.scheduler_file is None:
-        given = _clusters.get(str(address))
+        started = _started.get(str(address))
+        given = _joined.get(str(address)) if started is None else started(role)
     credentials = given or find_credentials(settings, role, in_scheduler_file=found.key)
     if tls is not None:
         credentials = credentials._replace(tls=tls)
@@ -101,11 +105,16 @@ def scheduler_address(text: str, protocol: str | None = None, *, has_certificate
     return parse_scheduler_address(text, default_scheme=default_scheme)
 
 
-def remember_cluster(address: str, credentials: Credentials) -> None:
-    """Have clients of this process that are given this address alone use these credentials."""
-    _clusters[address] = credentials
+def remember_cluster(address: str, credentials_of: Callable[[TlsRole], Credentials]) -> None:
+    """Have whatever joins from this process, and is given this address alone, use the credentials of its role."""
+    _started[address] = credentials_of
 
 
 def forget_cluster(address: str) -> None:
     """The opposite."""
-    _clusters.pop(address, None)
+    _started.pop(address, None)
+
+
+def remember_joined(address: str, credentials: Credentials) -> None:
+    """Have clients of this process that are given this address alone use the credentials of a worker."""
+    _joined[address] = credentials

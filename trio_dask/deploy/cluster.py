@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from inspect import Parameter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
@@ -18,6 +18,7 @@ import trio
 
 from trio_dask.client.call_forms import CallForms, Timeout, described_by, remade
 from trio_dask.client.wait_signals import limit, refuse_in_event_loop, require_trio
+from trio_dask.deploy.block import opened
 from trio_dask.deploy.cluster_sizing import check_scale
 from trio_dask.errors import ClusterError, ForkedClientError, TrioDaskError, UsageError
 from trio_dask.html_cards import card
@@ -229,30 +230,6 @@ class AsyncCluster(ReadableCluster):
         """End every worker and the scheduler. Idempotent; leaving the block does it as well."""
         if self._stop():
             await self._ended.wait()
-
-
-@asynccontextmanager
-async def opened(cluster: A) -> AsyncGenerator[A]:
-    """Have the cluster run for as long as the block lasts; if it ends by itself, the block is cancelled."""
-    with _one_error(cluster):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(cluster.serve)
-            yield cluster
-            nursery.cancel_scope.cancel()
-
-
-@contextmanager
-def _one_error(cluster: AsyncCluster) -> Generator[None]:
-    """Raise what the block raised without the group of our nursery, or the cluster's failure if it has failed."""
-    try:
-        yield
-    except BaseExceptionGroup as group:  # raised again, whole if it has several errors
-        only = group.exceptions[0] if len(group.exceptions) == 1 else None
-        if cluster.failure is not None:
-            raise cluster.failure from (None if only is cluster.failure else group)
-        if only is None:
-            raise
-        raise only from only.__cause__
 
 
 def _described(form: Form, definition: Callable[..., Any], name: str, result: str, *around: Parameter) -> Form:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -25,10 +24,10 @@ from trio_dask.comm.joining import forget_cluster, remember_cluster
 from trio_dask.config import NannySettings, SchedulerSettings, WorkerSettings
 from trio_dask.deploy import child_services
 from trio_dask.deploy.cluster_sizing import Layout
-from trio_dask.deploy.worker_program import remove_scratch
+from trio_dask.deploy.embedded import Nanny, Scheduler, Worker
+from trio_dask.deploy.embedded_settings import SchedulerPlan
 from trio_dask.errors import ClusterError, TrioDaskError
-from trio_dask.nanny.service import Nanny
-from trio_dask.processes.child_process import Child, ChildSpec, run_child
+from trio_dask.processes.child_process import Child, ChildSpec, pass_on, run_child
 from trio_dask.processes.clone_parent import can_fork_sibling
 from trio_dask.processes.fork_server import ForkServer
 from trio_dask.processes.spawn import Starter, start_by_exec
@@ -45,6 +44,8 @@ BACKOFF_S = (0.5, 2.0)
 
 log = logging.getLogger("trio_dask.deploy")
 
+_programs = count()
+
 
 class Member:
     """One worker of the cluster: its name, and, while it runs, its address and process."""
@@ -53,6 +54,8 @@ class Member:
         self.name = name
         self.address: str | None = None
         self.pid: int | None = None
+        self.worker: Worker | None = None
+        """Itself, if it runs in this program."""
         self.scope = trio.CancelScope()
 
     def __repr__(self) -> str:
@@ -75,6 +78,8 @@ class Members:
         self.workers: dict[str, Member] = {}
         self.scheduler_address = ""
         self.scheduler_pid: int | None = None
+        self.scheduler: Scheduler | None = None
+        """Itself, if it runs in this program."""
         self.fork_server: ForkServer | None = None
         self.failure: ClusterError | None = None
         """Why the cluster ended by itself; its nursery is cancelled then."""
@@ -86,7 +91,7 @@ class Members:
             with self._bind() as listener:
                 host, port = listener.getsockname()[:2]
                 self.scheduler_address = str(Address(layout.protocol, choose_advertised_host(host), port))
-                remember_cluster(self.scheduler_address, self._credentials("client"))
+                remember_cluster(self.scheduler_address, self._credentials)
                 self._nursery.start_soon(self._look_after_scheduler, listener.fileno())
                 if can_fork_sibling():
                     self.fork_server = ForkServer(f"{self._name}-fork-server", child_services.load_worker)
@@ -96,7 +101,11 @@ class Members:
                 # From then on the scheduler alone holds its port: when it is gone, so is the port.
                 await self._until(lambda: self.scheduler_pid is not None)
         else:
-            await self._nursery.start(self._run_scheduler_here)
+            address = str(inproc_address(f"{self._name}-{next(_programs)}"))
+            plan = SchedulerPlan(SchedulerSettings(**layout.scheduler, address=address))
+            self.scheduler = scheduler = Scheduler.of(plan)
+            await self._nursery.start(self._run_scheduler_here, scheduler)
+            self.scheduler_address = scheduler.address
             self.set_worker_count(layout.n_workers)
         await self.wait_for_workers(layout.n_workers)
 
@@ -169,7 +178,7 @@ class Members:
             ),
             credentials=self._credentials("scheduler"),
             inherit=(listen_fd,),
-            stderr=_pass_on,
+            stderr=pass_on,
         )
         try:
             end = await run_child(spec, on_report)
@@ -201,7 +210,7 @@ class Members:
         """Look after one worker process, and those that follow it."""
 
         def changed() -> None:
-            member.address, member.pid = nanny.address, nanny.pid or member.pid
+            member.address, member.pid = nanny.worker_address or None, nanny.pid or member.pid
             self._note_change()
 
         label = f"{self._name}-worker-{member.name}"
@@ -216,21 +225,12 @@ class Members:
             backoff_s=BACKOFF_S,
             signal_restart=True,  # a user who means the cluster uses its own methods: `scale`, `close`
         )
-        nanny = Nanny(
-            settings,
-            child_services.worker,
-            credentials=self._credentials("worker"),
-            label=label,
-            changed=changed,
-            output=_pass_on,
-            start=self._start,
-        )
+        credentials = self._credentials("worker")
+        nanny = Nanny.of(settings, credentials, label=label, changed=changed, start=self._start)
         try:
             await nanny.run()
         except (TrioDaskError, OSError) as exc:
             self._fail(ClusterError(f"{label}: {exc}"))
-        finally:
-            await remove_scratch(self._layout.worker.get("local_directory"))  # noqa: ASYNC102 - it shields itself, with a limit
 
     def _worker_settings(self, member: Member) -> WorkerSettings:
         return WorkerSettings(
@@ -245,31 +245,15 @@ class Members:
 
     # ------------------------------------------------------------------------------------------- in this program
 
-    async def _run_scheduler_here(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        from trio_dask.scheduler.service import run_scheduler
-
-        async with trio.open_nursery() as nursery:
-            address = str(inproc_address(f"{self._name}-{next(_programs)}"))
-            settings = SchedulerSettings(**self._layout.scheduler, address=address)
-            self.scheduler_address = str(await nursery.start(run_scheduler, settings))
-            task_status.started()
+    async def _run_scheduler_here(
+        self, scheduler: Scheduler, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        await scheduler.serve(task_status=task_status)
         self.set_worker_count(0)
 
     async def _run_worker_here(self, member: Member) -> None:
-        from trio_dask.worker.service import run_worker
-
         async with trio.open_nursery() as nursery:
-            member.address = str(await nursery.start(run_worker, self._worker_settings(member)))
+            member.worker = Worker.of(self._worker_settings(member))
+            await nursery.start(member.worker.serve)
+            member.address = member.worker.address
             self._note_change()
-
-
-_programs = count()
-
-
-def _pass_on(data: bytes) -> None:
-    """Write what a child wrote to its stderr to ours, wherever that goes (a notebook's is not a descriptor)."""
-    try:
-        sys.stderr.write(data.decode(errors="replace"))
-        sys.stderr.flush()
-    except (OSError, ValueError, AttributeError):
-        pass  # our own stderr is closed; the last words are kept all the same

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from trio_dask import host_limits
 from trio_dask.batch_system import Amount
@@ -130,11 +130,7 @@ def plan(
         n_workers = _default_workers(cpu_count, threads_per_worker) if processes else 1
     if threads_per_worker is None:
         threads_per_worker = max(1, cpu_count // max(1, n_workers))
-    if not isinstance(resources, Mapping | None):
-        raise UsageError(f'resources is {resources!r}; give a dict such as {{"GPU": 1}}')
-    for name, amount in (resources or {}).items():
-        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
-            raise UsageError(f"resources: {name!r} is {amount!r}; give a number of 0 or more")
+    check_resources(resources)
     if scheduler_file is not None and not processes:
         raise UsageError("scheduler_file needs processes=True: no other program reaches a scheduler inside this one")
     limit_bytes = _memory_limit(memory_limit, machine_bytes, 1 / max(1, n_workers))
@@ -143,16 +139,7 @@ def plan(
     except UsageError as exc:
         raise UsageError(f"memory_limit: {exc}") from exc
     scheduler, worker, nanny = _configured_members()
-    certificates = None
-    if security:
-        from trio_dask.security.security import as_security
-
-        certificates = as_security(security)
-    elif security is None and processes and (scheduler.keys() & _OF_TLS):
-        # Imported here, because most clusters have no certificates.
-        from trio_dask.security.security import configured_security
-
-        certificates = configured_security()
+    certificates = certificates_for(security, scheduler if processes else {})
     if scheduler_file is not None:
         scheduler["scheduler_file"] = scheduler_file
     if resources is not None:
@@ -176,6 +163,41 @@ def plan(
     )
     allow_files(layout, n_workers)
     return layout
+
+
+def check_resources(resources: object) -> None:
+    """Refuse what is no dict of names and amounts.
+
+    Raises:
+      UsageError: it is not one.
+    """
+    if resources is not None and not isinstance(resources, Mapping):
+        raise UsageError(f'resources is {resources!r}; give a dict such as {{"GPU": 1}}')
+    for name, amount in cast("Mapping[object, object]", resources or {}).items():
+        if isinstance(amount, bool) or not isinstance(amount, int | float) or not 0 <= amount < math.inf:
+            raise UsageError(f"resources: {name!r} is {amount!r}; give a number of 0 or more")
+
+
+def certificates_for(
+    security: Security | bool | Mapping[str, Any] | None, scheduler: Mapping[str, Any]
+) -> Security | None:
+    """What an argument `security=` means; without it, what the configuration demands of a whole cluster.
+
+    `scheduler` are the settings that the configuration has for a scheduler.
+
+    Raises:
+      UsageError: it is none of the values above.
+    """
+    if security:
+        from trio_dask.security.security import as_security
+
+        return as_security(security)
+    if security is None and (scheduler.keys() & _OF_TLS):
+        # Imported here, because most clusters have no certificates.
+        from trio_dask.security.security import configured_security
+
+        return configured_security()
+    return None
 
 
 def _seconds(name: str, given: str | float) -> float:

@@ -25,6 +25,7 @@ from trio_dask.deploy.cluster import (
 )
 from trio_dask.deploy.cluster_members import Member, Members
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, plan, workers_for
+from trio_dask.deploy.embedded import Scheduler, Worker
 from trio_dask.errors import ClusterError
 from trio_dask.html_cards import Totals
 from trio_dask.ids import given_name
@@ -37,7 +38,7 @@ IGNORED = frozenset(
 
 
 class SchedulerMember(NamedTuple):
-    """The scheduler of a local cluster. `pid` is None if it runs in this program."""
+    """The scheduler of a local cluster, a process. `pid` is None before it runs."""
 
     address: str
     pid: int | None
@@ -49,8 +50,8 @@ class _Described(ReadableCluster):
     _KIND = "local cluster"
 
     @property
-    def scheduler(self) -> SchedulerMember:
-        """The scheduler: its address and its process."""
+    def scheduler(self) -> SchedulerMember | Scheduler:
+        """The scheduler: its address and its process; or itself, if it runs in this program."""
         return cast("AsyncLocalCluster", self._readable()).scheduler_member()
 
     @property
@@ -77,10 +78,10 @@ class AsyncLocalCluster(_Described, AsyncCluster):
     def _amounts(self) -> dict[str, str]:
         return Totals.of(self.described().values()).rows()
 
-    def scheduler_member(self) -> SchedulerMember:
+    def scheduler_member(self) -> SchedulerMember | Scheduler:
         """The scheduler. Raises `ClusterError` if it does not run."""
         members = self._running()
-        return SchedulerMember(members.scheduler_address, members.scheduler_pid)
+        return members.scheduler or SchedulerMember(members.scheduler_address, members.scheduler_pid)
 
     def described(self) -> dict[str, dict[str, Any]]:
         """The workers that run, by address."""
@@ -88,13 +89,13 @@ class AsyncLocalCluster(_Described, AsyncCluster):
         return {
             member.address: {
                 "type": "Worker",
-                "name": given_name(member.name),
+                "name": given_name(name),
                 "pid": member.pid,
                 "nthreads": layout.threads_per_worker,
                 "memory_limit": layout.memory_limit_bytes,
             }
-            for member in self._members_by_name().values()
-            if member.address is not None
+            for name, member in self._members_by_name().items()
+            if member.address
         }
 
     def _label(self) -> str:
@@ -103,8 +104,9 @@ class AsyncLocalCluster(_Described, AsyncCluster):
     def _address(self) -> str:
         return self._running().scheduler_address
 
-    def _members_by_name(self) -> dict[str, Member]:
-        return {} if self._members is None else dict(self._members.workers)
+    def _members_by_name(self) -> dict[str, Member | Worker]:
+        members = {} if self._members is None else self._members.workers
+        return {name: member.worker or member for name, member in members.items()}
 
     def scale(self, n: int = 0, memory: str | float | None = None, cores: int | None = None) -> None:
         """Have `n` workers, or enough for this much `memory` or this many `cores` (threads) in all.

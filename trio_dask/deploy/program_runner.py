@@ -108,11 +108,11 @@ class Stopper:
             raise SystemExit(ExitStatus.STOPPED)
 
 
-def _flattened(error: BaseException) -> Iterator[BaseException]:
+def flattened(error: BaseException) -> Iterator[BaseException]:
     """The exceptions inside nested groups, in order."""
     if isinstance(error, BaseExceptionGroup):
         for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
-            yield from _flattened(inner)
+            yield from flattened(inner)
     else:
         yield error
 
@@ -137,7 +137,7 @@ def _status(error: BaseException) -> ExitStatus:
 
 def explain(error: BaseException) -> tuple[ExitStatus, str]:
     """The exit status for an error that ended a service, and one line that explains it."""
-    found = list(_flattened(error))
+    found = list(flattened(error))
     # Errors of ours say more about the cause than those that followed from it.
     worst = next((leaf for leaf in found if _status(leaf) is not ExitStatus.INTERNAL_ERROR), found[0])
     status = _status(worst)

@@ -42,6 +42,7 @@ async def work(
     import trio  # the program's start must not wait for what options alone do not need
 
     from trio_dask.worker.drain_request import DrainRequest
+    from trio_dask.worker.interpreter_settings import tuned_interpreter
     from trio_dask.worker.service import run_worker
 
     drain = DrainRequest()
@@ -52,7 +53,7 @@ async def work(
             leaving("signal")  # else the worker would count as ended by its task
         return drains
 
-    with ExitWatchdog() as watchdog, stopper.stopping_by(on_signal):
+    with tuned_interpreter(), ExitWatchdog() as watchdog, stopper.stopping_by(on_signal):
 
         def ends_in(seconds: float, failure: str) -> None:
             status = ExitStatus.NO_SCHEDULER if failure else ExitStatus.STOPPED

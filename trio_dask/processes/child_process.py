@@ -74,6 +74,15 @@ class ChildSpec:
     start: Starter = start_by_exec
 
 
+def pass_on(data: bytes) -> None:
+    """Write what a child wrote to its stderr to ours, wherever that goes (a notebook's is not a descriptor)."""
+    try:
+        sys.stderr.write(data.decode(errors="replace"))
+        sys.stderr.flush()
+    except (OSError, ValueError, AttributeError):
+        pass  # our own stderr is closed; the last words are kept all the same
+
+
 OnReport = Callable[["Child", Mapping[str, Any]], object]
 
 

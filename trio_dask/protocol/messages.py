@@ -165,7 +165,8 @@ class Submit(NamedTuple):
     A call whose first byte is 0 is a reference: the next 16 bytes name the blob that holds the call.
     Tasks of one client run in the order of submission where nothing else decides.
     `extra` may hold: priority (a number, larger first), retries (int), workers (names, addresses or hosts),
-    allow_other_workers (bool), resources (name -> amount), time_limit (seconds), actor (True).
+    allow_other_workers (bool), resources (name -> amount), time_limit (seconds), actor (True), span (names),
+    output ("forward": what they print goes to the clients).
     """
 
     function: Digest
@@ -523,7 +524,8 @@ class Run(NamedTuple):
     fetch it from; no address means that the worker has it, or computes it by an earlier `Run`. Lower `priority`, the
     order of submission, runs first. `extra` may hold: announce (bool: send `Started` and flush it before the task
     starts), time_limit (seconds), attempt (int, absent means 1), actor (True: keep the object, and take a proxy for the
-    result), priority (int, absent means 0: the user's, which comes before that order; lower runs first). If a client
+    result), priority (int, absent means 0: the user's, which comes before that order; lower runs first), output
+    ("forward": so does what it prints). If a client
     has `wanted` the result so far, a small one is to come along with the report, and so is a very small one, of
     `SMALL_VALUE_BYTES`, if it is `shared`: tasks depend on it that may run elsewhere.
     """

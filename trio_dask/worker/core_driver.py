@@ -17,7 +17,7 @@ import trio
 
 from trio_dask.comm import Address, Connection, DataChannel, Endpoint, PeerSilent, parse_address
 from trio_dask.comm.connect import connect_data
-from trio_dask.comm.joining import remember_cluster
+from trio_dask.comm.joining import remember_joined
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import TrioDaskError
 from trio_dask.ids import Incarnation, Key, given_name
@@ -168,7 +168,7 @@ class CoreDriver:
         """This worker is registered, or taken back (else `reset` came before)."""
         self._connection = connection
         self._credentials = registration.credentials
-        remember_cluster(str(registration.scheduler), registration.credentials)  # for clients that tasks make
+        remember_joined(str(registration.scheduler), registration.credentials)  # for clients that tasks make
         self._end = None
         address = str(registration.address)
         self.handle.name = given_name(self._settings.name or address)

@@ -34,6 +34,7 @@ from trio_dask.protocol.pickled_nodes import GivenArguments
 from trio_dask.protocol.pickling import load_call, load_function, measure_value, pickle_value
 from trio_dask.protocol.rebuilt_classes import brings_class, noting_renewed
 from trio_dask.protocol.wire_constants import SMALL_VALUE_BYTES
+from trio_dask.worker import forwarded_output
 from trio_dask.worker.async_tasks import AsyncCall, raiser, run_async
 from trio_dask.worker.core.ready_queue import ReadyQueue
 from trio_dask.worker.error_text import describe_failure, sendable
@@ -458,6 +459,8 @@ class Executor:
                 self._seceded.ended(context)
             else:
                 self._slots[slot] = None
+            if run.extra and "output" in run.extra:
+                forwarded_output.end(context)
             if turn is not None:
                 turn.end()
             elif turns.busy:
@@ -527,6 +530,8 @@ class Executor:
 
     def _begin(self, context: TaskContext) -> None:
         extra = context.run.extra
+        if "output" in extra:
+            forwarded_output.begin(context)
         if extra.get("announce"):
             go: SimpleQueue[None] = SimpleQueue()
             self._post(Begun(context.run, go))

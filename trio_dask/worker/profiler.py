@@ -1,7 +1,7 @@
 """Samples the threads of tasks: in which functions they spend their time. Off unless the configuration switches it on.
 
 A slot notes nothing for this. A thread of the profiler looks at the frames of the slots' threads now and then, and
-sleeps while no task runs. After each sample it rests for at least a hundred times as long as the sample has taken.
+sleeps while no task runs. After each sample it rests for at least 200 times as long as the sample has taken.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CodeType, FrameType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -20,8 +20,9 @@ from trio_dask.worker.call_stacks import EXECUTE
 from trio_dask.worker.executor import Executor
 from trio_dask.worker.task_context import TaskContext
 
-SHARE: Final = 0.01
-"""At most this part of the time is spent on samples. Switching threads costs about as much again."""
+SHARE: Final = 0.005
+"""Samples take at most this part of one processor. Switching threads costs up to three times as much
+again."""
 
 MOST_CALLS: Final = 50_000
 """Further calls count for their callers."""
@@ -63,24 +64,21 @@ class Samples:
         self._began = now
         self._counts: dict[tuple[str, int], int] = {}
 
-    def add(self, name: str, codes: Iterable[CodeType]) -> None:
+    def add(self, name: str, codes: Sequence[CodeType]) -> None:
         """Count a stack, from the innermost frame to the task's own call."""
+        calls, number = self._calls, 0
         with self._lock:
-            number = 0
-            for code in [*codes][: -MOST_FRAMES - 1 : -1]:
-                called = self._number((number, code.co_name, code.co_filename, code.co_firstlineno))
-                if not called:
-                    break
+            for code in codes[: -MOST_FRAMES - 1 : -1]:
+                call = number, code.co_name, code.co_filename, code.co_firstlineno
+                called = calls.get(call)
+                if called is None:
+                    if len(calls) >= MOST_CALLS:
+                        break
+                    called = calls[call] = len(calls) + 1
                 number = called
-            else:
-                number = number or self._number((0, name, "", 0))  # a function without frames of its own, as `pow`
+            if not codes and len(calls) < MOST_CALLS:  # a function without frames of its own, as `pow`
+                number = calls.setdefault((0, name, "", 0), len(calls) + 1)
             self._counts[name, number] = self._counts.get((name, number), 0) + 1
-
-    def _number(self, call: Call) -> int:
-        number = self._calls.get(call, 0)
-        if not number and len(self._calls) < MOST_CALLS:
-            number = self._calls[call] = len(self._calls) + 1
-        return number
 
     def end_cycle(self, now: float) -> None:
         """Further samples belong to the next cycle. Old cycles are dropped."""

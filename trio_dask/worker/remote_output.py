@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import builtins
-import os
-import socket
 import sys
 import warnings
 from typing import Any, TextIO
 
+from trio_dask.worker.forwarded_output import process, quiet
 from trio_dask.worker.task_context import current_task
 
 
@@ -21,13 +20,16 @@ def print(
       TypeError: a task prints to another file than `sys.stdout` and `sys.stderr`.
     """
     task = current_task()
-    if task is not None:
+    if task is None:
+        builtins.print(*args, sep=sep, end=end, file=file, flush=bool(flush))
+    else:
         streams = {None: None, sys.stdout: 1, sys.stderr: 2}
         if file not in streams:
             raise TypeError(f"a task prints to sys.stdout or sys.stderr, not to {file!r:.60}")
         message = {"args": tuple(map(str, args)), "sep": sep, "end": end, "file": streams[file], "flush": flush}
-        task.worker.log_event("print", {**message, "process": _process()})
-    builtins.print(*args, sep=sep, end=end, file=file, flush=bool(flush))
+        task.worker.log_event("print", {**message, "process": process()})
+        with quiet():
+            builtins.print(*args, sep=sep, end=end, file=file, flush=bool(flush))
 
 
 def warn(
@@ -41,11 +43,9 @@ def warn(
     Clients apply their own filters.
     """
     task = current_task()
-    if task is not None:
-        task.worker.log_event("warn", {"message": message, "category": category, "process": _process()})
-    warnings.warn(message, category, stacklevel + 1, source)
-
-
-def _process() -> tuple[str, int]:
-    """Clients in this process have shown it already."""
-    return socket.gethostname(), os.getpid()
+    if task is None:
+        warnings.warn(message, category, stacklevel + 1, source)
+    else:
+        task.worker.log_event("warn", {"message": message, "category": category, "process": process()})
+        with quiet():
+            warnings.warn(message, category, stacklevel + 1, source)

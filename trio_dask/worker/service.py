@@ -30,7 +30,6 @@ from trio_dask.comm import (
     ConnectionLost,
     LinkLimits,
     connect_limit_s,
-    parse_scheduler_address,
     scheduler_endpoint,
     scheduler_in_words,
 )
@@ -46,7 +45,6 @@ from trio_dask.security.credentials import Credentials
 from trio_dask.worker.core.effects import EndSession, Then
 from trio_dask.worker.core_driver import CoreDriver, Registration
 from trio_dask.worker.drain_request import DrainRequest
-from trio_dask.worker.interpreter_settings import tuned_interpreter
 from trio_dask.worker.listener import Listener
 from trio_dask.worker.rpc_handlers import worker_commands
 from trio_dask.worker.task_context import WorkerHandle
@@ -106,8 +104,7 @@ async def run_worker(
       UsageError: a name, an address or a file in the settings cannot be used.
       OSError: it cannot listen at its address.
     """
-    embedded = settings.scheduler is not None and parse_scheduler_address(settings.scheduler).is_in_process
-    with keep_file(settings.pid_file, f"{os.getpid()}\n"), nullcontext() if embedded else tuned_interpreter():
+    with keep_file(settings.pid_file, f"{os.getpid()}\n"):
         worker = _Worker(settings, credentials, drain or DrainRequest(), leaving, at_rest, ends_in)
         async with nullcontext() if around is None else around(worker.handle):
             await worker.run(task_status)

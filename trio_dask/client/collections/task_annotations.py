@@ -6,11 +6,15 @@ from collections.abc import Hashable, Mapping
 from typing import Any, Final
 
 from trio_dask.client.collections.dask_names import annotations_of
-from trio_dask.client.core.outbox import NO_EXTRA
+from trio_dask.client.spans import span_here, span_of
 from trio_dask.client.task_options import Options, extra_from
 
 MEANT: Final = frozenset({"workers", "allow_other_workers", "resources", "retries", "priority", "time_limit"})
 """The annotations that mean something here; others are for other libraries."""
+OPTIONS: Final = MEANT | {"output"}
+"""The options of a call that do."""
+
+SPAN: Final = "span"
 
 
 class TaskAnnotations:
@@ -20,22 +24,22 @@ class TaskAnnotations:
         """`around` are the annotations of the code that makes the call."""
         self._graph = graph
         self._common: dict[str, Any] = {
-            name: value
-            for name, value in {**around, **{name: value for name, value in options.items() if value}}.items()
-            if name in MEANT and value is not None
+            name: value for name, value in around.items() if name in MEANT and value is not None
         }
+        self._common |= {name: value for name, value in options.items() if name in OPTIONS and value}
+        self._span = span_here() or span_of(around.get(SPAN))
         self._own: dict[Hashable, dict[str, Any]] | None = None
         self._made: dict[str, Mapping[str, Any]] = {}
         self._has_functions = any(map(callable, self._common.values()))
         plain = {name: value for name, value in self._common.items() if not callable(value)}
-        self._plain = extra_from(plain)  # type: ignore[arg-type] # wrong options raise in the caller, not later
+        self._plain = extra_from(plain, self._span)  # type: ignore[arg-type] # wrong options raise in the caller, not later
 
     def __call__(self, key: Hashable) -> Mapping[str, Any]:
         own = self._own
         if own is None:
             own = self._own = {}
             for name, values in annotations_of(self._graph).items():
-                if name in MEANT:
+                if name in MEANT or name == SPAN:
                     for owner, value in values.items():
                         own.setdefault(owner, {})[name] = value
         found = own.get(key)
@@ -48,5 +52,6 @@ class TaskAnnotations:
         if made is None:
             if "workers" not in options:
                 options.pop("allow_other_workers", None)
-            made = self._made[text] = extra_from(options) if options else NO_EXTRA  # type: ignore[arg-type]
+            span = span_of(options.pop(SPAN, None)) or self._span
+            made = self._made[text] = extra_from(options, span)  # type: ignore[arg-type]
         return made

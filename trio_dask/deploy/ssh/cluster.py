@@ -327,7 +327,7 @@ class AsyncSSHCluster(AsyncCluster):
         """See `AsyncCluster.host`."""
 
         def on_ready() -> None:
-            remember_cluster(launcher.client_address, launcher.credentials_of("client"))
+            remember_cluster(launcher.client_address, launcher.credentials_of)
             task_status.started()
 
         try:

@@ -56,7 +56,7 @@ from trio_dask.scheduler_file import scheduler_file_text
 from trio_dask.security.credentials import Credentials
 
 if TYPE_CHECKING:
-    from trio_dask.security.security import Security
+    from trio_dask.security.security import Security, TlsRole
 
 RUN_LENGTH = 7
 DRAIN_S = 3.0
@@ -471,7 +471,7 @@ class Launcher:
             kind = Hopeless if end.status in HOPELESS else HostError
             raise kind(host.place, "workers", end.words)
 
-    def credentials_of(self, role: Literal["scheduler", "workers", "client"]) -> Credentials:
+    def credentials_of(self, role: TlsRole | Literal["workers"]) -> Credentials:
         """What a program of this role shows to the others."""
         if self._security is None:
             return self._credentials

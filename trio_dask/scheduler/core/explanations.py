@@ -21,13 +21,17 @@ def explain(state: State, keys: tuple[Key, ...]) -> str:
     if task is None:
         return "the scheduler does not know it: it was released, or never submitted"
     if not _misses_inputs(task):
-        return _doing(state, task)
+        return f"{_in_span(task)}{_doing(state, task)}"
     missing = len(_missing(task))
     others = f", and for {counted(missing - 1, 'other task')}" if missing > 1 else ""
     root, seen = task, 0
     while _misses_inputs(root) and seen < DEEPEST:
         root, seen = _missing(root)[0], seen + 1
-    return f"waits for {root.key}, which {_doing(state, root)}{others}"
+    return f"{_in_span(task)}waits for {root.key}, which {_doing(state, root)}{others}"
+
+
+def _in_span(task: Task) -> str:
+    return f"(in {' / '.join(task.options.span)}) " if task.options.span else ""
 
 
 def _misses_inputs(task: Task) -> bool:

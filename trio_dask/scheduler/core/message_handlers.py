@@ -66,7 +66,7 @@ def _run_finished(state: State, worker: Worker, message: m.RunFinished) -> None:
 def _note_run(state: State, worker: Worker, task: Task, duration_s: float, nbytes: int, type_name: str) -> None:
     if state.run_record is not None:
         at = state.now + state.settings.unix_offset_s
-        state.run_record.note(Ran(at, worker.info.address, task.key, duration_s, nbytes, type_name))
+        state.run_record.note(Ran(at, worker.info.address, task.key, duration_s, nbytes, type_name, task.options.span))
 
 
 def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:

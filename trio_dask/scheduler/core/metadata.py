@@ -68,20 +68,20 @@ def task_mark(state: State, _: tuple[str, ...]) -> int:
     return state.last_submission
 
 
-def tasks_since(state: State, arguments: tuple[str, ...]) -> dict[Key, tuple[str, Any]]:
-    """Of the tasks that were submitted after a mark and are finished: the state, and the metadata of each.
+def tasks_since(state: State, arguments: tuple[str, ...]) -> dict[Key, tuple[str, Any, tuple[str, ...]]]:
+    """Of the tasks that were submitted after a mark and are finished: the state, the metadata and the span of each.
 
     Raises `ProtocolError` if the mark is none.
     """
     if len(arguments) != 1 or not arguments[0].isdecimal():
         raise ProtocolError(f"tasks_since takes a mark, not {arguments!r:.40}")
     mark = int(arguments[0])
-    found: dict[Key, tuple[str, Any]] = {}
+    found: dict[Key, tuple[str, Any, tuple[str, ...]]] = {}
     for task in reversed(state.tasks.values()):
         if task.priority & _SUBMISSION <= mark:
             break
         if isinstance(task.phase, InMemory | Erred):
-            found[task.key] = task.phase.state, state.metadata.get(task.key, {})
+            found[task.key] = task.phase.state, state.metadata.get(task.key, {}), task.options.span
     return found
 
 

@@ -233,6 +233,8 @@ def _extra(task: Task) -> dict[str, object]:
         extra["time_limit"] = task.options.time_limit_s
     if task.options.actor:
         extra["actor"] = True
+    if task.options.output:
+        extra["output"] = task.options.output
     if task.history is not None:
         extra["attempt"] = task.history.attempts
         if task.history.suspect:

@@ -109,18 +109,24 @@ MOST_COUNTED: Final = 20_000
 
 def _remaining(state: State, keys: tuple[str, ...]) -> dict[str, int] | None:
     """How many tasks have to be computed for these, by name of the function; None if they are too many to count."""
-    counts: Counter[str] = Counter()
+    left = _remaining_keys(state, keys)
+    return None if left is None else dict(Counter(map(name_of, left)))
+
+
+def _remaining_keys(state: State, keys: tuple[str, ...]) -> list[str] | None:
+    """The tasks that have to be computed for these; None if they are too many."""
     seen: set[Task] = set()
+    left: list[str] = []
     stack = [task for key in keys if (task := state.tasks.get(key)) is not None]
     while stack:
         task = stack.pop()
         if task not in seen and not isinstance(task.phase, InMemory | Erred):
             seen.add(task)
-            if len(seen) > MOST_COUNTED:
+            left.append(task.key)
+            if len(left) > MOST_COUNTED:
                 return None
-            counts[name_of(task.key)] += 1
             stack += task.dependencies
-    return dict(counts)
+    return left
 
 
 # ------------------------------------------------------------------------------------------------ for an overview
@@ -223,6 +229,7 @@ _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "task_mark": task_mark,
     "tasks_since": tasks_since,
     "remaining": _remaining,
+    "remaining_keys": _remaining_keys,
     "events": events,
     "explain": explain,
     "dump": dump,

@@ -26,6 +26,12 @@ class Ran(NamedTuple):
     duration_s: float
     nbytes: int
     type_name: str
+    span: tuple[str, ...] = ()
+
+    @property
+    def weight(self) -> int:
+        """About the bytes that it takes in an answer."""
+        return len(self.key) + RUN_BYTES + sum(map(len, self.span))
 
 
 class RunRecord:
@@ -39,9 +45,9 @@ class RunRecord:
     def note(self, ran: Ran) -> None:
         """Keep a run."""
         self._runs.append(ran)
-        self._nbytes += len(ran.key) + RUN_BYTES
+        self._nbytes += ran.weight
         while len(self._runs) > KEPT or self._nbytes > KEPT_BYTES:
-            self._nbytes -= len(self._runs.popleft().key) + RUN_BYTES
+            self._nbytes -= self._runs.popleft().weight
 
     def between(self, arguments: tuple[str, ...]) -> list[Ran]:
         """The runs that ended after the first of two times and began before the second.

@@ -119,6 +119,10 @@ class TaskOptions(NamedTuple):
     time_limit_s: float | None = None
     actor: bool = False
     """The worker keeps the object that the task makes. The result is a proxy, and stands or falls with that worker."""
+    output: str = ""
+    """"forward": what the task prints goes to the clients."""
+    span: tuple[str, ...] = ()
+    """A name in parts, for people."""
 
 
 DEFAULT_OPTIONS: Final = TaskOptions()

@@ -271,7 +271,8 @@ def _options(extra: Mapping[str, Any]) -> TaskOptions:
         check = _CHECKS.get(name)
         if check is None or not check(value):
             raise ProtocolError(f"Submit with {name}={value!r}")
-    fields = {name: extra[name] for name in ("retries", "workers", "allow_other_workers", "actor") if name in extra}
+    names = ("retries", "workers", "allow_other_workers", "actor", "output", "span")
+    fields = {name: extra[name] for name in names if name in extra}
     if "priority" in extra:
         fields["priority"] = _ordinal(extra["priority"])
     if "resources" in extra:
@@ -321,4 +322,6 @@ _CHECKS: Final[Mapping[str, Callable[[object], bool]]] = {
     "resources": _are_amounts,
     "time_limit": _is_amount,
     "actor": lambda value: value is True,
+    "output": lambda value: value == "forward",
+    "span": _are_names,
 }
