@@ -29,6 +29,7 @@ def test_histories_that_did_not_hold_once_hold(seed: int, in_parts: bool | None)
     run_seed(seed, in_parts=in_parts, shares=False, places=False)
 
 
+@pytest.mark.timeout(240)  # up to two hundred histories
 @pytest.mark.parametrize("name", sorted(INJECTED_BUGS))
 def test_an_injected_bug_is_found(name: str) -> None:
     for seed in range(200):
