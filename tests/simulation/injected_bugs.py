@@ -417,17 +417,6 @@ def early_drop(world: World) -> Generator[None]:
         yield
 
 
-@contextmanager
-def last_replica_dropped(world: World) -> Generator[None]:
-    """A surplus replica is dropped whether or not another worker still has one."""
-
-    def trusting(phase: InMemory, worker: Worker) -> bool:
-        return worker in phase.holders
-
-    with mock.patch.object(copies, "has_spare", trusting):
-        yield
-
-
 Bug = Callable[[World], AbstractContextManager[None]]
 
 INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
@@ -454,7 +443,6 @@ INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
             lease_held_twice,
             forgotten_waiter,
             early_drop,
-            last_replica_dropped,
             missed_plugin,
             hasty_worker,
             answer_never_expected,
