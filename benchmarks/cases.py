@@ -9,6 +9,7 @@ from . import (
     case_data,
     case_memory,
     case_programs,
+    case_ssh,
     case_tasks,
     case_tls,
     connections,
@@ -27,6 +28,7 @@ CASES: dict[str, Case] = {
         case_tls,
         case_memory,
         case_programs,
+        case_ssh,
         connections,
         core_alone,
     )
