@@ -43,7 +43,6 @@ CLIENT: Final = _reasons(
     {
         "results are copied when they are needed; use replicate for more copies": "amm",
         NO_DASHBOARD: "benchmark_hardware dashboard_link",
-        NO_LOGS: "forward_logging unforward_logging",
     }
 )
 
