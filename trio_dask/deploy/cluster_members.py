@@ -223,7 +223,6 @@ class Members:
             same_failures=1,
             max_restarts=MAX_RESTARTS,
             backoff_s=BACKOFF_S,
-            signal_restart=True,  # a user who means the cluster uses its own methods: `scale`, `close`
         )
         credentials = self._credentials("worker")
         nanny = Nanny.of(settings, credentials, label=label, changed=changed, start=self._start)
