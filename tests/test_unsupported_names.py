@@ -26,7 +26,7 @@ OWNERS: dict[str, tuple[Any, Mapping[str, str], str]] = {
     "Client": (Client, unsupported_names.CLIENT, "Client."),
     "Future": (Future, unsupported_names.FUTURE, "Future."),
     "as_completed": (as_completed, unsupported_names.AS_COMPLETED, "as_completed."),
-    "LocalCluster": (LocalCluster, unsupported_names.LOCAL_CLUSTER, "LocalCluster."),
+    "LocalCluster": (LocalCluster, unsupported_names.CLUSTER, "LocalCluster."),
 }
 
 
@@ -78,8 +78,12 @@ def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist()
                 "sync",
                 "module 'trio_dask' has no attribute 'sync', which distributed has: there is no asyncio",
             ),
-            (client, "dashboard_link", "Client has no attribute 'dashboard_link', which distributed has: there is no"),
-            (AsyncClient("tcp://h:1"), "dashboard_link", "AsyncClient has no attribute 'dashboard_link', which "),
+            (
+                client,
+                "benchmark_hardware",
+                "Client has no attribute 'benchmark_hardware', which distributed has: there",
+            ),
+            (AsyncClient("tcp://h:1"), "benchmark_hardware", "AsyncClient has no attribute 'benchmark_hardware', "),
             (future, "executor", "Future has no attribute 'executor', which distributed has: use client"),
             (cluster, "from_name", "LocalCluster has no attribute 'from_name', which distributed has: connect to a"),
         ):

@@ -59,6 +59,24 @@ class Totals(NamedTuple):
         return "without a limit" if self.memory_bytes is None else format_bytes(self.memory_bytes)
 
 
+class SchedulerInfo(dict[str, Any]):
+    """What a scheduler is and has, as `scheduler_info` gives it; a notebook shows a card."""
+
+    def _repr_html_(self) -> str:
+        workers: Mapping[str, Mapping[str, Any]] = self["workers"]
+        return card("Scheduler", {"address": str(self["address"]), **Totals.of(workers.values()).rows()})
+
+
+class Logs(dict[str, str]):
+    """What the programs of a cluster have logged: a text for each; a notebook shows them folded."""
+
+    def _repr_html_(self) -> str:
+        return "\n".join(
+            f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>"
+            for name, text in self.items()
+        )
+
+
 def card(title: str, rows: Mapping[str, str], inside: str = "") -> str:
     """A table with a title; `inside` is another card, as HTML."""
     lines = "\n".join(_ROW.format(name=escape(name), value=escape(value)) for name, value in rows.items())

@@ -42,7 +42,7 @@ MODULE: Final = _reasons(
 CLIENT: Final = _reasons(
     {
         "results are copied when they are needed; use replicate for more copies": "amm",
-        NO_DASHBOARD: "benchmark_hardware dashboard_link",
+        NO_DASHBOARD: "benchmark_hardware",
     }
 )
 
@@ -59,19 +59,14 @@ AS_COMPLETED: Final = _reasons(
     }
 )
 
-LOCAL_CLUSTER: Final = _reasons(
+CLUSTER: Final = _reasons(
     {
         NO_ASYNCIO: "called_from_running_loop",
-        NO_DASHBOARD: "dashboard_link",
         "connect to a cluster by its address": "from_name",
-        NO_LOGS: "get_logs",
-        INTERNAL: "new_worker_spec plan",
-        "use workers": "observed requested",
-        "use scale": "scale_down scale_up start_worker",
+        INTERNAL: "new_worker_spec",
+        "use scale": "start_worker",
     }
 )
-
-SSH_CLUSTER: Final = {name: reason for name, reason in LOCAL_CLUSTER.items() if name != "scale_down"}
 
 
 def unsupported_error(owner: str, name: str, reasons: Mapping[str, str]) -> AttributeError:

@@ -1,5 +1,6 @@
 """Clusters inside this program: everything but the processes."""
 
+import logging
 import threading
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import trio
 
 from trio_dask import Client, ClusterError, LocalCluster, UsageError, open_local_cluster
+from trio_dask.deploy.cluster_sizing import plan
 
 
 def add(*numbers: int) -> int:
@@ -148,3 +150,50 @@ async def _asked(x: int) -> int:
 def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises((UsageError, OSError)):
         LocalCluster(1, 1, processes=False, **arguments)
+
+
+async def test_a_cluster_says_which_workers_it_should_have_and_which_are_there() -> None:
+    async with open_local_cluster(2, 1, processes=False) as cluster:
+        assert cluster.plan == cluster.requested == cluster.observed == {0, 1}
+        cluster.scale_up(3)
+        assert cluster.plan == {0, 1, 2}
+        await cluster.wait_for_workers(timeout=5)
+        address = cluster.workers["2"].address
+        cluster.scale_down([0, address, "no such worker"])
+        assert cluster.plan == {1}
+        while cluster.observed != {1}:  # noqa: ASYNC110 - nothing says when
+            await trio.sleep(0.001)
+        assert cluster.dashboard_link == ""
+
+
+def test_without_nannies_the_cluster_is_inside_the_program() -> None:
+    with LocalCluster(1, 1, nanny=False) as cluster, Client(cluster) as client:
+        assert cluster.scheduler_address.startswith("inproc://")
+        assert client.dashboard_link == cluster.dashboard_link == ""
+
+
+def test_what_a_scheduler_says_of_itself_is_a_card_in_a_notebook() -> None:
+    with LocalCluster(2, 3, processes=False) as cluster, Client(cluster) as client:
+        for info in (cluster.scheduler_info, client.scheduler_info()):
+            assert "<td style" in info._repr_html_()
+            assert ">6<" in info._repr_html_()
+            assert info["address"] == cluster.scheduler_address
+
+
+def test_logs_are_a_text_for_each_program_and_folded_in_a_notebook() -> None:
+    with LocalCluster(1, 1, processes=False) as cluster:
+        address = cluster.workers["0"].address
+        logs = cluster.get_logs()
+        assert list(logs) == ["Cluster", "Scheduler", address]
+        assert f"<summary>{address}</summary>" in logs._repr_html_()
+        assert list(cluster.get_logs(cluster=False, scheduler=False, workers=[address])) == [address]
+        assert list(cluster.get_logs(workers=False)) == ["Cluster", "Scheduler"]
+
+
+@pytest.mark.parametrize(
+    ("given", "level"), [("error", 40), (logging.CRITICAL, 50), (False, 20), (None, 20), (logging.DEBUG, 10)]
+)
+def test_logs_are_silenced_by_level_or_name(given: int | str | None, level: int) -> None:
+    assert plan(1, 1, silence_logs=given).log_level == level
+    with pytest.raises(UsageError, match="silence_logs is 'loud'; give a level"):
+        plan(1, 1, silence_logs="loud")

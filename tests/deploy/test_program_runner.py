@@ -66,7 +66,7 @@ def serve(stopper: Stopper, *requests: int | None) -> list[int | str]:
                     await trio.sleep_forever()
         heard.append("ended by itself")
 
-    assert run_program("label", service, stopper, quiet=True) == ExitStatus.STOPPED
+    assert run_program("label", service, stopper, level=logging.WARNING) == ExitStatus.STOPPED
     return heard
 
 
@@ -125,7 +125,7 @@ def test_a_patient_program_takes_a_second_signal_for_one_more_request() -> None:
             await trio.sleep(0.01)
 
     with patient_stopper() as stopper:
-        assert run_program("label", service, stopper, quiet=True) == ExitStatus.STOPPED
+        assert run_program("label", service, stopper, level=logging.WARNING) == ExitStatus.STOPPED
     assert heard == [signal.SIGTERM, signal.SIGINT]
 
 
@@ -144,7 +144,7 @@ def test_a_signal_that_comes_twice_in_a_moment_is_one_request_and_another_signal
                 await trio.sleep(0.01)
 
     with patient_stopper() as stopper:
-        assert run_program("label", service, stopper, quiet=True) == ExitStatus.STOPPED
+        assert run_program("label", service, stopper, level=logging.WARNING) == ExitStatus.STOPPED
     assert heard == [signal.SIGTERM, signal.SIGINT]
 
 

@@ -37,7 +37,7 @@ def main() -> int:
 
     stopper = Stopper()
     stopper.install()
-    return run_program("launcher", service, stopper, quiet=False)
+    return run_program("launcher", service, stopper)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import logging
 import os
 import signal
 import subprocess
@@ -81,7 +82,7 @@ async def test_a_child_tells_why_it_stops(guarded: bool) -> None:
     for end in (stopped, left):
         heard = bytearray()
         async with trio.open_nursery() as nursery:
-            log = ChildLog(origin="bob", quiet=False)
+            log = ChildLog(origin="bob", level=logging.INFO)
             child, _ = await nursery.start(start, spec("well_behaved", guarded=guarded, log=log, stderr=heard.extend))
             end(child)
         assert heard.decode().endswith("INFO [bob] Stopping: a wish of the test\n")
@@ -95,7 +96,7 @@ async def test_a_child_that_must_leave_before_it_runs_tells_why_as_well(guarded:
         child.leave("a wish of the test")
 
     async with trio.open_nursery() as nursery:
-        options = {"guarded": guarded, "log": ChildLog(quiet=False), "stderr": heard.extend}
+        options = {"guarded": guarded, "log": ChildLog(level=logging.INFO), "stderr": heard.extend}
         await run_child(spec("well_behaved", **options), on_start=lambda child: nursery.start_soon(leave, child))
     assert b"the parent process ended" not in heard
 

@@ -1,5 +1,6 @@
 """Clusters of real processes, used as scripts use them; whatever happens, nothing is left."""
 
+import logging
 import os
 import signal
 import socket
@@ -211,6 +212,18 @@ def test_blocking_code_has_the_same_cluster() -> None:
     cluster.close()
     with pytest.raises(ClusterError, match="closed"):
         cluster.scale(1)
+
+
+@pytest.mark.parametrize("silence", [logging.WARNING, False])
+def test_processes_keep_the_lines_that_they_do_not_write(
+    capsys: pytest.CaptureFixture[str], silence: int | bool
+) -> None:
+    with LocalCluster(1, 1, silence_logs=silence) as cluster:
+        logs = cluster.get_logs()
+        (address,) = (worker.address for worker in cluster.workers.values())
+        assert "Scheduler at:" in logs["Scheduler"]
+        assert "Registered to:" in logs[address]
+    assert ("Registered to:" in capsys.readouterr().err) is (silence is False)
 
 
 def test_a_client_without_an_address_has_a_cluster_of_its_own() -> None:

@@ -46,7 +46,7 @@ def test_after_a_killed_scheduler_workers_end_when_they_were_told_to_or_join_its
 
 
 MANY = """
-import sys, trio
+import logging, sys, trio
 from trio_dask.config import WorkerSettings
 from trio_dask.deploy.program_runner import Stopper, run_program
 from trio_dask.processes.environment import raise_file_limit
@@ -61,7 +61,7 @@ async def service():
 raise_file_limit()
 stopper = Stopper()
 stopper.install()
-raise SystemExit(run_program("many", service, stopper, quiet=True))
+raise SystemExit(run_program("many", service, stopper, level=logging.WARNING))
 """
 
 

@@ -81,6 +81,41 @@ def test_a_worker_that_is_lost_is_not_waited_for() -> None:
     assert len(answer["outcomes"]) == 1
 
 
+def test_a_worker_whose_nanny_reports_its_death_is_not_waited_for() -> None:
+    """Its connection is closed then, and nobody tells the core that the session has ended."""
+    kit = Kit()
+    client = kit.client()
+    kit.worker(process="process-1")
+    nanny = kit.nanny("process-1")
+    client.send(m.RegisterPlugin(1, "worker", "p", PLUGIN, False))
+    nanny.send(m.WorkerExited("process-1", False, "killed", True, (), {}))
+    assert payloads(client) == [{"outcomes": ()}]
+
+
+def test_a_worker_that_comes_back_before_it_has_answered_is_not_waited_for() -> None:
+    kit = Kit()
+    client = kit.client()
+    worker = kit.worker(reconnect=True)
+    client.send(m.RegisterPlugin(1, "worker", "p", PLUGIN, False))
+    assert worker.come_back(), "its old session seemed alive"
+    assert payloads(client) == [{"outcomes": ()}]
+    assert set_up_by(worker) == ["p"]
+
+
+def test_a_plugin_that_was_unregistered_while_a_worker_set_it_up_is_torn_down_there() -> None:
+    kit = Kit()
+    client = kit.client()
+    worker = kit.worker(reconnect=True)
+    client.send(m.RegisterPlugin(1, "worker", "p", PLUGIN, False))
+    (order,) = worker.take(m.SetUpPlugin)
+    worker.leave()
+    client.send(m.UnregisterPlugin(2, "worker", "p"))
+    assert worker.come_back()
+    worker.bring()
+    worker.send(m.PluginDone(order.plugin, False, None, ""))
+    assert worker.take(m.TearDownPlugin) == [m.TearDownPlugin(order.plugin)]
+
+
 def test_a_replaced_plugin_is_torn_down_first_and_the_new_one_comes_last() -> None:
     kit = Kit()
     client = kit.client()

@@ -16,16 +16,19 @@ from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.outbox import GraphPart, Row
 from trio_dask.client.core.resend_buffer import ResendBuffer
 from trio_dask.client.core.unsent_tasks import ExpectedGraph, UnsentTasks
-from trio_dask.ids import Key, RunId
-from trio_dask.protocol.messages import Inventory, Message, RunFinished, SubmitGraph
+from trio_dask.ids import Key, PeerId, RunId
+from trio_dask.protocol.hello import Hello
+from trio_dask.protocol.messages import Inventory, Message, RunFinished, SubmitGraph, TopicEvent
 from trio_dask.scheduler.core import (
     clients,
     message_handlers,
     placement,
+    plugins,
     reconnect,
     retirement,
     task_transitions,
     worker_membership,
+    worker_transitions,
 )
 from trio_dask.scheduler.core.coordination.handlers import client_left
 from trio_dask.scheduler.core.coordination.requests import Request
@@ -310,6 +313,91 @@ def forgotten_waiter(world: World) -> Generator[None]:
         yield
 
 
+@contextmanager
+def missed_plugin(world: World) -> Generator[None]:
+    """A worker that joins while a plugin is being registered does not get it."""
+    worker_joined = plugins.worker_joined
+
+    def ignore_new(state: State, worker: Worker, hello: Hello) -> None:
+        new = [order.plugin for order in state.plugin_orders if not order.tears_down]
+        kept = dict(state.plugins)
+        for place in [place for place, plugin in kept.items() if plugin in new]:
+            del state.plugins[place]
+        worker_joined(state, worker, hello)
+        state.plugins.clear()
+        state.plugins.update(kept)
+
+    with mock.patch.object(plugins, "worker_joined", ignore_new):
+        yield
+
+
+@contextmanager
+def hasty_worker(world: World) -> Generator[None]:
+    """A worker that joins is given work before it has set its plugins up."""
+    worker_joined = plugins.worker_joined
+
+    def do_not_wait(state: State, worker: Worker, hello: Hello) -> None:
+        worker_joined(state, worker, hello)
+        worker.setting_up.clear()
+        worker_transitions.set_capacity(state, worker, worker.capacity)
+
+    with mock.patch.object(plugins, "worker_joined", do_not_wait):
+        yield
+
+
+@contextmanager
+def answer_never_expected(world: World) -> Generator[None]:
+    """A registration waits for the answer of a worker that is gone."""
+    with mock.patch.object(plugins, "forget_ended_sessions"):
+        yield
+
+
+@contextmanager
+def missed_event(world: World) -> Generator[None]:
+    """What is logged while a client is away does not reach it."""
+    keep_sent = clients.keep_sent
+
+    def forget(state: State, outboxes: dict[PeerId, list[Message]]) -> None:
+        for peer, messages in outboxes.items():
+            client = state.clients.get(peer)
+            if client is not None and client.away is not None:
+                messages[:] = [message for message in messages if not isinstance(message, TopicEvent)]
+        keep_sent(state, outboxes)
+
+    with mock.patch.object(clients, "keep_sent", forget):
+        yield
+
+
+@contextmanager
+def repeated_event(world: World) -> Generator[None]:
+    """A client that comes back hears of the last event of each of its topics once more."""
+    resume_client = clients.resume_client
+
+    def repeat(state: State, client: Client, received: int) -> bool:
+        is_back = resume_client(state, client, received)
+        for topic, subscribers in state.topics.subscribers.items():
+            if is_back and client.peer in subscribers and topic in state.topics.events:
+                last = state.topics.events[topic][-1]
+                state.send(client.peer, TopicEvent(topic, last.at, last.payload))
+        return is_back
+
+    with mock.patch.object(clients, "resume_client", repeat):
+        yield
+
+
+@contextmanager
+def lost_rescheduled_task(world: World) -> Generator[None]:
+    """A task that asked to be run elsewhere may run on the workers of that moment only, which may leave."""
+    keep_off = placement.keep_off
+
+    def insist(state: State, task: Task, worker: Worker) -> None:
+        keep_off(state, task, worker)
+        task.options = task.options._replace(allow_other_workers=False)
+
+    with mock.patch.object(message_handlers, "keep_off", insist):
+        yield
+
+
 Bug = Callable[[World], AbstractContextManager[None]]
 
 INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
@@ -335,6 +423,12 @@ INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
             lost_lease,
             lease_held_twice,
             forgotten_waiter,
+            missed_plugin,
+            hasty_worker,
+            answer_never_expected,
+            missed_event,
+            repeated_event,
+            lost_rescheduled_task,
         )
     }
 )

@@ -26,6 +26,9 @@ class Job:
     version: int = 0
     """Counts up when the key is given to another call."""
     executions: int = 0
+    reschedules: int = 0
+    """How often it asks to be run elsewhere."""
+    rescheduled: int = 0
 
     @property
     def call(self) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -15,10 +15,13 @@ from trio_dask.comm.inproc import inproc_address
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Goodbye, Message, Run
+from trio_dask.protocol.messages import Goodbye, Message, PluginDone, Run, SetUpPlugin, TearDownPlugin
 from trio_dask.scheduler.core import CallAgain, Refuse, Resume
 from trio_dask.worker.core.effects import CancelFetch, EndSession, FetchId, FreeKeys, StartFetch
 from trio_dask.worker.core.worker import WorkerCore
+
+BAD_PLUGIN: Final = b"bad"
+"""A plugin with these data raises when it is set up."""
 
 SILENCE: Final = 0.02
 """How often a worker that is there does not answer in time."""
@@ -70,6 +73,12 @@ class SimWorker:
         """How often a task can be blamed: for a death, if it ran; for a loss beyond the grace, if it was given."""
         self._unseen: dict[Key, None] = {}
         """What it had been given when its link was lost, whether it ran or not: that cannot be known."""
+        self.began: Callable[[Run], object] = lambda run: None
+        """Called when a run begins."""
+        self.plugins: dict[str, bytes] = {}
+        """Those that are set up, by id."""
+        self.failed_plugins: dict[str, bytes] = {}
+        self._plugin_orders: deque[SetUpPlugin | TearDownPlugin] = deque()
         self._fetches: dict[FetchId, None] = {}
         self._heard_at = 0.0
         self._sessions = 0
@@ -93,6 +102,7 @@ class SimWorker:
             "nthreads": self.slots,
             "reconnect": self.reconnect,
             "process": self.process,
+            "plugins": tuple(self.plugins),
         }
         if self._session is not None:
             details["previous"], details["scheduler"] = self._session
@@ -219,6 +229,10 @@ class SimWorker:
                     case FreeKeys(keys):
                         for key in keys:
                             self.store.pop(key, None)
+                    case SetUpPlugin() | TearDownPlugin():
+                        self._plugin_orders.append(request)
+                        if len(self._plugin_orders) == 1:
+                            self._do_plugin_later()
                     case EndSession():
                         self.leave()
                         return
@@ -227,6 +241,27 @@ class SimWorker:
             if not self._start_runs() and not effects.messages and not effects.requests:
                 break
         check_worker(self.core)
+
+    def _do_plugin_later(self) -> None:
+        self.timeline.after(self.timeline.rng.choice((0.0, 0.001, 0.05)), self._do_plugin)
+
+    def _do_plugin(self) -> None:
+        """Set up or tear down one plugin, after those before it."""
+        if not self.alive:
+            return
+        order = self._plugin_orders.popleft()
+        text = ""
+        if isinstance(order, TearDownPlugin):
+            self.plugins.pop(order.plugin, None)
+        elif order.data == (BAD_PLUGIN,):
+            self.failed_plugins[order.plugin] = BAD_PLUGIN
+            text = "ValueError: bad"
+        else:
+            self.plugins[order.plugin] = order.data[0]
+        done = PluginDone(order.plugin, isinstance(order, TearDownPlugin), None, text)
+        self.link.to_scheduler.send([done])  # without a link, the next hello says what is set up
+        if self._plugin_orders:
+            self._do_plugin_later()
 
     def leave(self) -> None:
         """Say goodbye and go; without a link it is as if it died."""
@@ -261,6 +296,7 @@ class SimWorker:
                 self.free_slots += 1
                 self._report(partial(self.core.input_gone, run, key))
                 return
+        self.began(run)
         self.executed.append(run.key)
         self.running[run.run] = run.key
         self.timeline.after(self.jobs[run.key].seconds, lambda: self._end(run, tuple(inputs)))
@@ -270,6 +306,11 @@ class SimWorker:
             return
         self.running.pop(run.run, None)
         job = self.jobs[run.key]
+        if job.rescheduled < job.reschedules:
+            job.rescheduled += 1
+            self._free_slot(run)
+            self._report(lambda: self.core.rescheduled(run, job.seconds))
+            return
         job.executions += 1
         if job.executions <= job.failing:
             self._free_slot(run)

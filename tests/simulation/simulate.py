@@ -24,7 +24,9 @@ from tests.simulation.random_graphs import Job, compute, expected, random_jobs, 
 from tests.simulation.sim_client import SimClient, Unpicklable
 from tests.simulation.sim_coordination import Sharing, check_forgotten
 from tests.simulation.sim_network import Timeline
+from tests.simulation.sim_plugins import Plugging
 from tests.simulation.sim_scheduler import SimScheduler, state_of
+from tests.simulation.sim_topics import Hearing, check_unheard
 from tests.simulation.sim_worker import Network, SimWorker
 from tests.worker.invariants import check_idle
 from trio_dask.client.core.key_state import Ended, KeyState, NotSent
@@ -58,6 +60,7 @@ class World:
         *,
         in_parts: bool | None = None,
         shares: bool | None = None,
+        extras: bool | None = None,
     ) -> None:
         self.seed = seed
         self.timeline = Timeline(seed)
@@ -90,6 +93,15 @@ class World:
         self.settled: dict[int, int] = {}
         """How often each watched future was reported as settled, by identity."""
         self.cancelled: dict[str, dict[Key, None]] = {}
+        features = random.Random(seed ^ 0xFEA)
+        draw = [features.random() < 0.4 if extras is None else extras for _ in range(3)]
+        """Decides on what came later, so that histories without it stay as they are."""
+        peers = self.timeline, self.scheduler, self.clients, self.workers
+        self.plugging = Plugging(seed, *peers, is_on=draw[0])
+        self.hearing = Hearing(seed, *peers, is_on=draw[1])
+        if draw[2]:
+            for key in self.graph:
+                self.jobs[key].reschedules = features.choice((0, 0, 0, 1, 2))
         for _ in range(self.rng.randint(0, 3)):
             self.add_worker()
         for number in range(self.rng.choice((1, 1, 2))):
@@ -115,6 +127,7 @@ class World:
             reconnect=self.guarded or self.rng.random() < 0.7,
             nanny=self.guarded,
         )
+        worker.began = partial(self.plugging.check_start, worker)
         self.workers.append(worker)
         return worker
 
@@ -263,6 +276,7 @@ class World:
                 client.open = False
                 client.core.end_session(Ended(True, "the scheduler was killed"))
         self.scheduler.restart()
+        self.plugging.scheduler_restarted()
         client = SimClient(self.timeline, self.scheduler, self.network, f"c{len(self.clients)}")
         self.clients.append(client)
         self.cancelled[client.name] = {}
@@ -310,9 +324,13 @@ class World:
             self.timeline.at(self.rng.random() * TROUBLE_S, self.trouble)
         self.timeline.run(until=TROUBLE_S)
         self.sharing.calm()
+        self.plugging.calm()
+        self.hearing.calm()
         self.add_worker()  # others may be on their way out
         self.timeline.run(until=TROUBLE_S + HEALING_S)
         self.sharing.check()
+        self.plugging.check()
+        self.hearing.check()
         clients = [client for client in self.clients if client.open]
         for client in clients:
             for state in client.futures.values():
@@ -371,6 +389,7 @@ class World:
         assert not self.scheduler.leaves, self.scheduler.leaves[0]
         check_empty(state_of(core))
         check_forgotten(state_of(core))
+        check_unheard(state_of(core))
         for worker in self.workers:
             if worker.alive:
                 check_idle(worker.core)
@@ -387,13 +406,14 @@ def run_seed(
     *,
     in_parts: bool | None = None,
     shares: bool | None = None,
+    extras: bool | None = None,
 ) -> None:
     """Run the history of one seed, with an injected bug if there is one.
 
     Raises `Failure` if something does not hold.
     """
     try:
-        world = World(seed, in_parts=in_parts, shares=shares)
+        world = World(seed, in_parts=in_parts, shares=shares, extras=extras)
         with bug(world) if bug is not None else nullcontext():
             world.run()
     except Exception as error:  # any error, of a core or of the oracle, means that the seed does not hold

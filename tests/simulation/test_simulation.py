@@ -26,7 +26,7 @@ def test_histories_hold(first: int) -> None:
 
 @pytest.mark.parametrize(("seed", "in_parts"), [(15054, False), (24400, False), (301426, None)])
 def test_histories_that_did_not_hold_once_hold(seed: int, in_parts: bool | None) -> None:
-    run_seed(seed, in_parts=in_parts, shares=False)
+    run_seed(seed, in_parts=in_parts, shares=False, extras=False)
 
 
 @pytest.mark.parametrize("name", sorted(INJECTED_BUGS))

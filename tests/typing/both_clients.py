@@ -8,6 +8,7 @@ from typing import Any, assert_type
 from trio_dask import AsyncClient, AsyncFuture, Client, DoneAndNotDone, Future, LocalCluster, open_local_cluster, wait
 from trio_dask.client.rpc_client import AsyncRpc, Rpc
 from trio_dask.deploy.local_cluster import AsyncLocalCluster
+from trio_dask.html_cards import SchedulerInfo
 
 
 def blocks(client: Client, future: Future, cluster: LocalCluster, rpc: Rpc) -> None:
@@ -16,7 +17,7 @@ def blocks(client: Client, future: Future, cluster: LocalCluster, rpc: Rpc) -> N
     assert_type(client.nthreads(workers=["a", 1]), dict[str, int])
     assert_type(client.ncores(), dict[str, int])
     assert_type(client.nbytes(summary=False), dict[str, int])
-    assert_type(client.scheduler_info(), dict[str, Any])
+    assert_type(client.scheduler_info(), SchedulerInfo)
     assert_type(client.story(future, "key"), list[tuple[float, str, str]])
     assert_type(client.run(abs, -1, on_error="ignore"), dict[str, Any] | None)
     assert_type(client.restart_workers([1, "a"], timeout="5s"), dict[str | int, str])

@@ -12,7 +12,7 @@ from trio_dask.comm import DataChannel
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import ProtocolError
 from trio_dask.protocol.messages import Absent, Fetch, Value
-from trio_dask.worker.peer_channels import IDLE_S, PeerChannels
+from trio_dask.worker.peer_channels import IDLE_S, MEASURED_BYTES, SMOOTHING, PeerChannels
 
 Answer = Callable[[str], tuple[Any, Sequence[bytes]]]
 
@@ -118,6 +118,30 @@ async def test_a_cancelled_fetch_gives_up_its_channel() -> None:
         await kit.fetch("a", "b")
     assert scope.cancelled_caught
     assert kit.opened[-1].aborted
+
+
+async def test_large_values_tell_how_fast_they_come_and_small_ones_do_not(autojump_clock: object) -> None:
+    class SlowChannel(FakeChannel):
+        async def receive(self, room: object = None) -> tuple[Any, Sequence[bytes]]:
+            await trio.sleep(0.5)
+            return await super().receive(room)
+
+    def answer(key: str) -> tuple[Any, Sequence[bytes]]:
+        return Value(key, (sizes[key],)), [bytes(sizes[key])]
+
+    async def open_slow(address: str) -> DataChannel:
+        await trio.lowlevel.checkpoint()
+        return cast("DataChannel", SlowChannel(answer))
+
+    sizes = {"small": 1000, "large": 2 * MEASURED_BYTES, "larger": 4 * MEASURED_BYTES}
+    kit = Kit()
+    kit.peers = PeerChannels(open_slow)
+    await kit.fetch("small")
+    assert kit.peers.bytes_per_s is None
+    await kit.fetch("small", "large")
+    assert kit.peers.bytes_per_s == pytest.approx(4 * MEASURED_BYTES)
+    await kit.fetch("larger", "small")
+    assert kit.peers.bytes_per_s == pytest.approx((4 + SMOOTHING * 4) * MEASURED_BYTES)
 
 
 async def test_idle_channels_are_closed_after_a_while() -> None:

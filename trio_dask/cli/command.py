@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -37,7 +38,7 @@ def run_service(service: Callable[[], Awaitable[None]], *, origin: str = "", qui
         service,
         context.obj,
         debug=options["debug"],
-        quiet=quiet,
+        level=logging.WARNING if quiet else logging.INFO,
         log_format=options.get("log_format", "text"),
         log_file=options.get("log_file"),
         origin=origin,

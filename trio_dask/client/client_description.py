@@ -84,6 +84,8 @@ class ClientDescription:
         """The keys for which this client has futures, each with what it knows of the key, such as its `status`."""
         return self.engine.wanted()
 
+    dashboard_link: Final = ""
+    """Empty: there is no dashboard."""
     loop: Final = None
     """distributed's event loop; there is none for programs to use."""
 

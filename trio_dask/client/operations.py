@@ -33,6 +33,7 @@ from trio_dask.client.task_options import Workers, each_worker, whole_number, wo
 from trio_dask.client.wait_signals import limit
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
+from trio_dask.html_cards import SchedulerInfo
 from trio_dask.ids import Key, WorkerName, given_name, name_of, places_of
 from trio_dask.protocol.messages import Call, CallResult, Restart, RestartWorkers, Retire
 from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
@@ -79,18 +80,20 @@ async def nbytes(engine: Engine, keys: Any = None, summary: bool = True) -> dict
 
 
 @in_loop
-async def scheduler_info(engine: Engine, /, *_: object, **__: object) -> dict[str, Any]:
+async def scheduler_info(engine: Engine, /, *_: object, **__: object) -> SchedulerInfo:
     """What the scheduler says of itself and of its workers. Arguments mean nothing here."""
     info: dict[str, Any] = await engine.ask("scheduler_info")
     workers: Collection[WorkerInfo] = info["workers"].values()
-    return {
-        "address": engine.address,
-        "n_workers": len(workers),
-        "total_threads": sum(worker["nthreads"] for worker in workers),
-        "total_memory": sum(worker.get("memory_limit") or 0 for worker in workers),
-        **info,
-        "workers": {address: _shown(worker) for address, worker in info["workers"].items()},
-    }
+    return SchedulerInfo(
+        {
+            "address": engine.address,
+            "n_workers": len(workers),
+            "total_threads": sum(worker["nthreads"] for worker in workers),
+            "total_memory": sum(worker.get("memory_limit") or 0 for worker in workers),
+            **info,
+            "workers": {address: _shown(worker) for address, worker in info["workers"].items()},
+        }
+    )
 
 
 @in_loop
@@ -297,6 +300,8 @@ async def _run(
     workers: Workers,
     on_error: OnError,
     limit_s: float = math.inf,
+    *,
+    repeatable: bool = False,
 ) -> dict[str, Any]:
     addresses = await _addresses(engine, workers)
     frames = [memoryview(frame).cast("B") for frame in dump_value((function, args, dict(kwargs)))]
@@ -309,7 +314,7 @@ async def _run(
         with trio.move_on_after(limit_s):
             try:
                 use = partial(_call, frames, address)
-                value, raised = await engine.channels.exchange(address, use, repeatable=False)
+                value, raised = await engine.channels.exchange(address, use, repeatable=repeatable)
             except CHANNEL_FAILURES as error:
                 raised = ClusterError(f"the call could not be made: {failure_text(address, error)}")
         if raised is None:
@@ -333,15 +338,18 @@ async def _run(
 async def call_workers(
     engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], workers: Workers, limit_s: float = math.inf
 ) -> dict[str, Any]:
-    """What a function of ours returns in the process of each worker, by address; without those that do not answer."""
-    return await _run(engine, function, args, {}, workers, "ignore", limit_s)
+    """What a function of ours returns in the process of each worker, by address; without those that do not answer.
+
+    It only looks, so that it may be called twice if a connection is lost.
+    """
+    return await _run(engine, function, args, {}, workers, "ignore", limit_s, repeatable=True)
 
 
 async def outcomes_of_workers(
     engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], limit_s: float
 ) -> dict[str, Any]:
     """The same with an exception in the place of what was not returned, or not in time."""
-    return await _run(engine, function, args, {}, None, "return", limit_s)
+    return await _run(engine, function, args, {}, None, "return", limit_s, repeatable=True)
 
 
 async def _addresses(engine: Engine, workers: Workers) -> list[str]:

@@ -34,7 +34,7 @@ def child_program(service: Callable[[ChildContext, Stopper], Awaitable[None]]) -
             begin,
             stopper,
             debug=child.log.debug,
-            quiet=child.log.quiet,
+            level=child.log.level,
             log_format="records" if child.log.records else "text",
             origin=child.log.origin,
             on_failure=lambda status, text: child.report({"failure": text}),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from inspect import Parameter
 from types import TracebackType
@@ -21,7 +21,8 @@ from trio_dask.client.wait_signals import limit, refuse_in_event_loop, require_t
 from trio_dask.deploy.block import opened
 from trio_dask.deploy.cluster_sizing import check_scale
 from trio_dask.errors import ClusterError, ForkedClientError, TrioDaskError, UsageError
-from trio_dask.html_cards import card
+from trio_dask.html_cards import Logs, card
+from trio_dask.ids import WorkerName, given_name
 from trio_dask.parsing import counted
 from trio_dask.processes.job_control import handle_ctrl_z
 from trio_dask.unsupported_names import unsupported_error
@@ -69,6 +70,26 @@ class ReadableCluster(CallForms):
         except ClusterError as error:
             return "closed" if str(error) == CLOSED else "failed"
         return "running"
+
+    @property
+    def dashboard_link(self) -> str:
+        """Empty: there is no dashboard."""
+        return ""
+
+    @property
+    def plan(self) -> set[WorkerName]:
+        """The names of the workers (over SSH: the hosts with workers) that there should be."""
+        return {given_name(name) for name in self._readable().units()}
+
+    @property
+    def requested(self) -> set[WorkerName]:
+        """The same: all of them are started at once."""
+        return self.plan
+
+    @property
+    def observed(self) -> set[WorkerName]:
+        """The names of those that are registered."""
+        return {given_name(name) for name, addresses in self._readable().units().items() if addresses}
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
@@ -160,6 +181,28 @@ class AsyncCluster(ReadableCluster):
 
         return AsyncClient(self.scheduler_address, **options)
 
+    async def get_logs(
+        self, cluster: bool = True, scheduler: bool = True, workers: bool | Iterable[str] = True
+    ) -> Logs:
+        """What its programs have logged last, oldest first: one text for "Scheduler", one for each worker's address.
+
+        Programs keep 10,000 lines each, also those that they do not write to stderr; a cluster inside this program logs
+        where that does.
+
+        Args:
+          cluster: whether to have a text for "Cluster", which is empty: what starts programs logs in this one.
+          scheduler: whether to ask the scheduler.
+          workers: which workers to ask, by address; or all, or none.
+        """
+        logs = Logs({"Cluster": ""} if cluster else {})
+        async with self.get_client(set_as_default=False) as client:
+            if scheduler:
+                logs["Scheduler"] = _oldest_first(await client.get_scheduler_logs())
+            if workers:
+                asked = await client.get_worker_logs(workers=None if workers is True else list(workers))
+                logs.update((address, _oldest_first(lines)) for address, lines in asked.items())
+        return logs
+
     # ------------------------------------------------------------------------------------------ its size
 
     @property
@@ -230,6 +273,10 @@ class AsyncCluster(ReadableCluster):
         """End every worker and the scheduler. Idempotent; leaving the block does it as well."""
         if self._stop():
             await self._ended.wait()
+
+
+def _oldest_first(lines: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(text for _, text in reversed(lines))
 
 
 def _described(form: Form, definition: Callable[..., Any], name: str, result: str, *around: Parameter) -> Form:

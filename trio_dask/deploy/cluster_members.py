@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from trio_dask.deploy.cluster_sizing import Layout
 from trio_dask.deploy.embedded import Nanny, Scheduler, Worker
 from trio_dask.deploy.embedded_settings import SchedulerPlan
 from trio_dask.errors import ClusterError, TrioDaskError
+from trio_dask.processes.child_context import ChildLog
 from trio_dask.processes.child_process import Child, ChildSpec, pass_on, run_child
 from trio_dask.processes.clone_parent import can_fork_sibling
 from trio_dask.processes.fork_server import ForkServer
@@ -130,6 +131,12 @@ class Members:
         for name in list(self.workers)[number:]:
             self.workers.pop(name).scope.cancel()
 
+    def end_workers(self, named: Collection[str]) -> None:
+        """End the workers with these names or addresses. Does not wait."""
+        for name, member in list(self.workers.items()):
+            if name in named or member.address in named:
+                self.workers.pop(name).scope.cancel()
+
     async def wait_for_workers(self, number: int) -> None:
         """Wait until at least this many workers are registered."""
         await self._until(lambda: sum(member.address is not None for member in self.workers.values()) >= number)
@@ -177,6 +184,7 @@ class Members:
                 SchedulerSettings(**self._layout.scheduler, listen_fd=listen_fd, protocol=self._layout.protocol)
             ),
             credentials=self._credentials("scheduler"),
+            log=ChildLog(level=self._layout.log_level),
             inherit=(listen_fd,),
             stderr=pass_on,
         )
@@ -225,7 +233,8 @@ class Members:
             backoff_s=BACKOFF_S,
         )
         credentials = self._credentials("worker")
-        nanny = Nanny.of(settings, credentials, label=label, changed=changed, start=self._start)
+        log = ChildLog(origin=label, level=self._layout.log_level)
+        nanny = Nanny.of(settings, credentials, label=label, log=log, changed=changed, start=self._start)
         try:
             await nanny.run()
         except (TrioDaskError, OSError) as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Mapping
@@ -69,6 +70,7 @@ class Layout:
     death_timeout_s: float = DEATH_TIMEOUT_S
     protocol: Scheme = DEFAULT_SCHEME
     security: Security | None = field(default=None, repr=False)
+    log_level: int = logging.WARNING
 
 
 _OF_TLS: Final = frozenset(("tls_ca_file", "require_encryption"))
@@ -91,6 +93,8 @@ def plan(
     security: Security | bool | Mapping[str, Any] | None = None,
     interface: str | None = None,
     death_timeout: str | float = DEATH_TIMEOUT_S,
+    nanny: bool = True,
+    silence_logs: int | str | None = logging.WARNING,
 ) -> Layout:
     """A scheduler and workers on this machine, for as long as the block lasts. All of them are ready when it begins.
 
@@ -110,6 +114,9 @@ def plan(
         those of the configuration, if it has certificates for all roles or demands encryption.
       interface: a network interface to listen on, such as "eth0", instead of a host.
       death_timeout: a worker ends after this long without the scheduler, in seconds or as a text.
+      nanny: False means the same as `processes=False`.
+      silence_logs: the level of `logging` below which the processes write nothing to stderr, by default warnings;
+        False for everything. They keep such lines all the same, for `get_logs`.
 
     Raises:
       UsageError: an argument makes no sense.
@@ -119,6 +126,7 @@ def plan(
     # Both forms of a local cluster take their signature, defaults and docstring from here. By default the workers
     # together use each processor once, and all the memory.
     cpu_count, machine_bytes = host_limits.cpus().number, host_limits.memory().number
+    processes = processes and nanny
     _check_count("n_workers", n_workers, 0, MAX_WORKERS)
     _check_count("threads_per_worker", threads_per_worker, 1, MAX_THREADS)
     _check_count("scheduler_port", scheduler_port, 0, 65535)
@@ -138,7 +146,7 @@ def plan(
         check_memory_limit(str(memory_limit), limit_bytes, machine_bytes=machine_bytes)
     except UsageError as exc:
         raise UsageError(f"memory_limit: {exc}") from exc
-    scheduler, worker, nanny = _configured_members()
+    scheduler, worker, of_nannies = _configured_members()
     certificates = certificates_for(security, scheduler if processes else {})
     if scheduler_file is not None:
         scheduler["scheduler_file"] = scheduler_file
@@ -156,10 +164,11 @@ def plan(
         scheduler_port=scheduler_port,
         scheduler=scheduler,
         worker=worker,
-        nanny=nanny,
+        nanny=of_nannies,
         death_timeout_s=_seconds("death_timeout", death_timeout),
         protocol=_protocol(protocol, certificates, processes=processes),
         security=certificates,
+        log_level=_log_level(silence_logs),
     )
     allow_files(layout, n_workers)
     return layout
@@ -208,6 +217,14 @@ def _seconds(name: str, given: str | float) -> float:
     if not seconds > 0:
         raise UsageError(f"{name} is {given!r}; give a length of time above 0")
     return seconds
+
+
+def _log_level(given: int | str | None) -> int:
+    """The level that a number, a name or False stands for."""
+    level = logging.getLevelName(given.upper()) if isinstance(given, str) else int(given or logging.INFO)
+    if not isinstance(level, int):
+        raise UsageError(f"silence_logs is {given!r}; give a level such as logging.ERROR or 'error', or False")
+    return level
 
 
 def _protocol(given: str | None, security: Security | None, *, processes: bool) -> Scheme:

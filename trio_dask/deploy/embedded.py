@@ -36,6 +36,7 @@ from trio_dask.worker.drain_request import DrainRequest
 if TYPE_CHECKING:
     from trio_dask.nanny.handle import NannyHandle
     from trio_dask.nanny.service import Nanny as NannyService
+    from trio_dask.processes.child_context import ChildLog
     from trio_dask.scheduler.plugins import SchedulerHandle
     from trio_dask.worker.task_context import WorkerHandle
 
@@ -358,12 +359,13 @@ class Nanny(Embedded):
         credentials: Credentials | None,
         *,
         label: str,
+        log: ChildLog,
         changed: Callable[[], object],
         start: Starter,
     ) -> Nanny:
-        """The nanny of these settings; for `label`, `changed` and `start` see `nanny.service.Nanny`."""
+        """The nanny of these settings; for the other arguments see `nanny.service.Nanny`."""
         made = cls.__new__(cls)
-        made._set_up(WorkerPlan(settings), credentials, label=label, changed=changed, start=start)
+        made._set_up(WorkerPlan(settings), credentials, label=label, log=log, changed=changed, start=start)
         return made
 
     def _set_up(
@@ -372,6 +374,7 @@ class Nanny(Embedded):
         credentials: Credentials | None = None,
         *,
         label: str,
+        log: ChildLog | None = None,
         changed: Callable[[], object] = lambda: None,
         start: Starter = start_by_exec,
         preload_nanny: Sequence[str] = (),
@@ -380,6 +383,7 @@ class Nanny(Embedded):
         self._plan = plan
         self._given = credentials
         self._label = label
+        self._log = log
         self._changed = changed
         self._start = start
         self._modules = preload_nanny
@@ -448,6 +452,7 @@ class Nanny(Embedded):
             child_services.worker,
             credentials=credentials,
             label=self._label,
+            log=self._log,
             changed=self._changed,
             output=pass_on,
             start=self._start,

@@ -6,7 +6,7 @@ No process stays behind, however the block ends, even if the program is killed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -27,14 +27,12 @@ from trio_dask.deploy.cluster_members import Member, Members
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, plan, workers_for
 from trio_dask.deploy.embedded import Scheduler, Worker
 from trio_dask.errors import ClusterError
-from trio_dask.html_cards import Totals
-from trio_dask.ids import given_name
+from trio_dask.html_cards import SchedulerInfo, Totals
+from trio_dask.ids import WorkerName, given_name
 from trio_dask.parsing import counted, format_bytes
-from trio_dask.unsupported_names import LOCAL_CLUSTER
+from trio_dask.unsupported_names import CLUSTER
 
-IGNORED = frozenset(
-    ("asynchronous", "dashboard_address", "loop", "nanny", "silence_logs", "start", "worker_dashboard_address")
-)
+IGNORED = frozenset(("asynchronous", "dashboard_address", "loop", "start", "worker_dashboard_address"))
 
 
 class SchedulerMember(NamedTuple):
@@ -55,10 +53,10 @@ class _Described(ReadableCluster):
         return cast("AsyncLocalCluster", self._readable()).scheduler_member()
 
     @property
-    def scheduler_info(self) -> dict[str, Any]:
+    def scheduler_info(self) -> SchedulerInfo:
         """The scheduler's address, and the workers that run, by address, as `Client.scheduler_info` has them."""
         cluster = cast("AsyncLocalCluster", self._readable())
-        return {"type": "Scheduler", "address": cluster.scheduler_address, "workers": cluster.described()}
+        return SchedulerInfo(type="Scheduler", address=cluster.scheduler_address, workers=cluster.described())
 
 
 class AsyncLocalCluster(_Described, AsyncCluster):
@@ -122,6 +120,18 @@ class AsyncLocalCluster(_Described, AsyncCluster):
         self.stop_adapting()
         allow_files(self._layout, number)
         members.set_worker_count(number)
+
+    scale_up = scale
+    """The same, as with distributed."""
+
+    def scale_down(self, workers: Iterable[WorkerName]) -> None:
+        """End these workers, by name or address; does not wait, and ends `adapt`.
+
+        Results that only they held are computed again. Names that no worker has mean nothing.
+        """
+        members = self._running()
+        self.stop_adapting()
+        members.end_workers({str(worker) for worker in workers})
 
     @property
     def unit_size(self) -> Size:
@@ -191,19 +201,22 @@ class LocalCluster(_Described, BlockingCluster[AsyncLocalCluster]):
     """A scheduler and workers on this machine, for blocking code; ready when it has been made.
 
     Use it in a `with` block, or `close` it. It ignores arguments of distributed's `LocalCluster` that mean nothing here
-    (`dashboard_address`, `silence_logs`, ...).
+    (`dashboard_address`, `loop`, ...).
 
     Raises:
       UsageError: an argument makes no sense.
       ClusterError: the cluster could not be started.
     """
 
-    _UNSUPPORTED = LOCAL_CLUSTER
+    _UNSUPPORTED = CLUSTER
 
     @takes_arguments_of(plan, name="LocalCluster", for_trio="open_local_cluster", ignored=IGNORED)
     def __init__(self, layout: Layout) -> None:
         self._start(partial(AsyncLocalCluster, layout))
 
     scale = called_in_loop(AsyncLocalCluster.scale)
+    scale_up = scale
+    scale_down = called_in_loop(AsyncLocalCluster.scale_down)
     adapt = called_in_loop(AsyncLocalCluster.adapt)
+    get_logs = awaited_in_loop(AsyncLocalCluster.get_logs)
     wait_for_workers = awaited_in_loop(AsyncLocalCluster.wait_for_workers)

@@ -118,7 +118,7 @@ def _nanny(
         child_services.worker,
         credentials=credentials,
         label=label if name is None else f"{label} {name}",
-        log=ChildLog(origin=origin, records=True, quiet=False, debug=debug),
+        log=ChildLog(origin=origin, records=True, level=logging.INFO, debug=debug),
         output=_output_logger(origin),
         around=around,
     )

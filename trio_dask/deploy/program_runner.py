@@ -157,7 +157,7 @@ def run_program(
     stopper: Stopper,
     *,
     debug: bool = False,
-    quiet: bool = False,
+    level: int = logging.INFO,
     log_format: LogFormat = "text",
     log_file: str | None = None,
     origin: str = "",
@@ -169,11 +169,11 @@ def run_program(
     itself (`Stopper.stopping_by`). Then this kills all processes that are left.
 
     Log lines go to stderr, and to the end of `log_file` too, with `origin` as the name of this program among others.
-    `quiet` leaves out everything below warnings, and `debug` adds times and tracebacks. An error becomes one line after
-    `label`; `on_failure`, if given, gets it instead.
+    Nothing below `level` is said, and `debug` says everything, with times and tracebacks. An error becomes one line
+    after `label`; `on_failure`, if given, gets it instead.
     """
     log = logging.getLogger("trio_dask.program")
-    logs = [_log_to_stderr(log_format, origin, debug=debug, quiet=quiet)]
+    logs = [_log_to_stderr(log_format, origin, debug=debug, level=level)]
     if log_file is not None:
         try:
             logs.append(_log_to_file(log_file, log_format, origin, debug=debug))
@@ -236,18 +236,19 @@ def _log_failure(log: logging.Logger, label: str, text: str, error: BaseExceptio
     log.error("%s: %s", label, text, exc_info=error, extra={"origin": ""})
 
 
-def _log_to_stderr(form: LogFormat, origin: str, *, debug: bool, quiet: bool) -> LogLines:
+def _log_to_stderr(form: LogFormat, origin: str, *, debug: bool, level: int) -> LogLines:
     stamped = debug or not (os.isatty(2) or _is_journal(2))
     lines = LogLines(_formatter(form, origin, times=stamped, loggers=debug))
     if form == "text" and not debug:  # for people, a crash is one line
         lines.addFilter(lambda record: not is_dump(record))
-    if quiet and not debug:  # the nannies of a local cluster report deaths on the same stderr as its scheduler
+    lines.setLevel(logging.DEBUG if debug else level)
+    if level > logging.INFO and not debug:  # the nannies of a local cluster report deaths where its scheduler does
         lines.addFilter(lambda record: record.name != "trio_dask.scheduler.deaths")
     logger = logging.getLogger("trio_dask")
     logger.addHandler(lines)
     logger.addHandler(RecentLines())
     logger.propagate = False  # else a task that configures the root logger would have every line printed twice
-    logger.setLevel(logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO)
+    logger.setLevel(logging.DEBUG if debug else min(level, logging.INFO))  # what is not said is kept for get_logs
     return lines
 
 

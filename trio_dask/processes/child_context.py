@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -45,13 +46,13 @@ class Program(NamedTuple):
 class ChildLog(NamedTuple):
     """How a child logs to its stderr.
 
-    `origin` stands before its lines, or they are `records`, which a parent can read. `quiet` keeps back everything
-    below warnings, `debug` adds times and tracebacks.
+    `origin` stands before its lines, or they are `records`, which a parent can read. It says nothing below `level`;
+    `debug` says everything, with times and tracebacks.
     """
 
     origin: str = ""
     records: bool = False
-    quiet: bool = True
+    level: int = logging.WARNING
     debug: bool = False
 
 

@@ -661,7 +661,10 @@ class Capacity(NamedTuple):
 
 @tagged(79)
 class Heartbeat(NamedTuple):
-    """Periodic figures for people and dashboards: `cpu_percent`, `memory_bytes`, `managed_bytes` and others."""
+    """Periodic figures for people and dashboards: `cpu_percent`, `memory_bytes`, `managed_bytes` and others.
+
+    The scheduler itself reads `paused`, and `bandwidth_bytes_per_s`: how fast large values come from others.
+    """
 
     metrics: Mapping[str, Any]
 

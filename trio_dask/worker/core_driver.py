@@ -109,6 +109,7 @@ class CoreDriver:
             reserve_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
         )
         self.handle.forget_functions = self._executor.forget_all
+        self.handle.figures = self.figures
         self.handle.tables = lambda: tables(self._core, self.figures())
         self._profiler = self.handle.profiler = self._make_profiler(settings)
         self.plugins = PluginHost(self.handle, self._send_done, log, changed=self._plugin_changed)
@@ -450,6 +451,7 @@ class CoreDriver:
             "ready": len(core.ready),
             "waiting": len(core.table.waiting),
             "fetching": len(core.fetches.active),
+            **({} if self._peers.bytes_per_s is None else {"bandwidth_bytes_per_s": round(self._peers.bytes_per_s)}),
             **(self._memory.metrics() if self._memory is not None else {}),
         }
 

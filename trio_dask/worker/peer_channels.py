@@ -21,6 +21,12 @@ Take = Callable[[Key, Frames | None], None]
 Room = Callable[[int], AbstractAsyncContextManager[None]]
 """Waits until this many bytes can come in, and holds the room for them."""
 
+MEASURED_BYTES = 2**20
+"""A value from this size on tells how fast values come; a smaller one tells more of the peer's attention."""
+
+SMOOTHING = 0.3
+"""Weight of the newest value in `bytes_per_s`."""
+
 MAX_IDLE = 64
 IDLE_S = 60.0
 
@@ -43,6 +49,8 @@ class PeerChannels:
         self._room = room
         self._idle: list[_Idle] = []
         self._is_closed = False
+        self.bytes_per_s: float | None = None
+        """How fast large values have come of late, once there was one."""
 
     async def fetch(
         self, address: str, keys: Sequence[Key], take: Take, pause: Callable[[], object] = _do_nothing
@@ -80,6 +88,13 @@ class PeerChannels:
             else:
                 one.channel.abort()
 
+    def _measure(self, buffers: Frames, passed_s: float) -> None:
+        nbytes = sum(map(len, buffers))
+        if nbytes >= MEASURED_BYTES and passed_s > 0:
+            speed = nbytes / passed_s
+            known = self.bytes_per_s
+            self.bytes_per_s = speed if known is None else known + SMOOTHING * (speed - known)
+
     async def _exchange(
         self, address: str, kept: _Idle | None, left: list[Key], take: Take, pause: Callable[[], object]
     ) -> None:
@@ -94,7 +109,9 @@ class PeerChannels:
                 answer = channel.receive_nowait()
                 if answer is None:
                     pause()
+                    waits_from = trio.current_time()
                     answer = await channel.receive(self._room)
+                    self._measure(answer[1], trio.current_time() - waits_from)
                 message, buffers = answer
                 if not isinstance(message, Value | Absent) or message.key != left[-1]:
                     raise ProtocolError(

@@ -36,7 +36,7 @@ from trio_dask.parsing import counted, parse_choice
 from trio_dask.security.cluster_key import ClusterKey
 from trio_dask.security.credentials import Credentials
 from trio_dask.security.security import Security, as_security
-from trio_dask.unsupported_names import SSH_CLUSTER
+from trio_dask.unsupported_names import CLUSTER
 
 IGNORED = frozenset(("asynchronous", "loop", "silence_logs", "worker_module"))
 MEANINGLESS = frozenset(("dashboard", "dashboard_address", "protocol"))
@@ -271,6 +271,9 @@ class AsyncSSHCluster(AsyncCluster):
         self.stop_adapting()
         self._running().set_host_count(n)
 
+    scale_up = scale
+    """The same, as with distributed."""
+
     def scale_down(self, workers: Iterable[str]) -> None:
         """Have these workers, by address or name, drain and end; does not wait. What they hold goes to the others.
 
@@ -357,14 +360,16 @@ class SSHCluster(BlockingCluster[AsyncSSHCluster]):
     """
 
     _KIND = "SSH cluster"
-    _UNSUPPORTED = SSH_CLUSTER
+    _UNSUPPORTED = CLUSTER
 
     @takes_arguments_of(plan_ssh, name="SSHCluster", for_trio="open_ssh_cluster", ignored=IGNORED)
     def __init__(self, plan: SSHPlan) -> None:
         self._start(partial(AsyncSSHCluster, plan))
 
     scale = called_in_loop(AsyncSSHCluster.scale)
+    scale_up = scale
     scale_down = called_in_loop(AsyncSSHCluster.scale_down)
     adapt = called_in_loop(AsyncSSHCluster.adapt)
     logs = called_in_loop(AsyncSSHCluster.logs)
+    get_logs = awaited_in_loop(AsyncSSHCluster.get_logs)
     wait_for_workers = awaited_in_loop(AsyncSSHCluster.wait_for_workers)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from typing import Any, Final
 
-from trio_dask.scheduler.core.placement import UNKNOWN_S
+from trio_dask.scheduler.core.estimates import UNKNOWN_S
 from trio_dask.scheduler.core.retirement import WITHOUT_WORK, retire_by_itself
 from trio_dask.scheduler.core.state import State, StoredBlob, Task, Worker
 from trio_dask.scheduler.core.task_states import Processing

@@ -24,9 +24,10 @@ from trio_dask.scheduler.core import (
 )
 from trio_dask.scheduler.core.blobs import forget_blobs, receive
 from trio_dask.scheduler.core.coordination.handlers import coordinate, end_request
+from trio_dask.scheduler.core.estimates import note_bandwidth, update_duration
 from trio_dask.scheduler.core.metadata import set_metadata
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
-from trio_dask.scheduler.core.placement import keep_off, update_duration
+from trio_dask.scheduler.core.placement import keep_off
 from trio_dask.scheduler.core.queries import answer
 from trio_dask.scheduler.core.run_record import Ran, RunRecord
 from trio_dask.scheduler.core.state import (
@@ -43,6 +44,7 @@ from trio_dask.scheduler.core.stuck_tasks import recheck_soon
 from trio_dask.scheduler.core.submission import submit, submit_graph
 from trio_dask.scheduler.core.task_states import RELEASED, Erred, Failure, InMemory, Processing, RetryHistory
 from trio_dask.scheduler.core.topic_handlers import log_event, subscribe
+from trio_dask.scheduler.core.work_stealing import hand_over
 from trio_dask.scheduler.core.worker_states import Away
 
 # ------------------------------------------------------------------------------------------------- from workers
@@ -105,7 +107,11 @@ def _runs_returned(state: State, worker: Worker, message: m.RunsReturned) -> Non
     for run in message.runs:
         task = worker.processing.get(run)
         if task is not None:
+            phase = task.phase
+            retraction = phase.retraction if isinstance(phase, Processing) else None
             task_transitions.requeue(state, task, f"handed back by {worker.info.name}")
+            if retraction is not None and retraction.thief is not None:
+                hand_over(state, task, retraction.thief)
 
 
 def _input_missing(state: State, worker: Worker, message: m.InputMissing) -> None:
@@ -164,6 +170,7 @@ def _capacity(state: State, worker: Worker, message: m.Capacity) -> None:
 
 def _heartbeat(state: State, worker: Worker, message: m.Heartbeat) -> None:
     worker.last_metrics = message.metrics
+    note_bandwidth(state, message.metrics.get("bandwidth_bytes_per_s"))
 
 
 def _drop_replica(state: State, task: Task, holder: Worker, why: str) -> None:

@@ -27,12 +27,20 @@ from trio_dask.ids import RunId, places_of
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.blobs import ship
+from trio_dask.scheduler.core.estimates import (
+    INPUT_BYTES,
+    LEAST_S,
+    SAMPLED_INPUTS,
+    UNKNOWN_S,
+    moving_s,
+    sampled_inputs,
+    waiting_s,
+)
 from trio_dask.scheduler.core.state import (
     DEFAULT_OPTIONS,
     PRUNE_QUEUES_FROM,
     Queue,
     State,
-    StoredBlob,
     Task,
     TaskOptions,
     Worker,
@@ -42,30 +50,15 @@ from trio_dask.scheduler.core.task_states import InMemory, Processing, Waiting
 from trio_dask.scheduler.core.task_transitions import CHAIN_FAN_IN, CHAIN_FAN_OUT, addresses_of, move
 from trio_dask.scheduler.core.worker_states import HERE, Away
 
-UNKNOWN_S: Final = 0.5
-"""Expected duration of a call of a function that has not run yet."""
-
-LEAST_S: Final = 10e-6
-"""What even the shortest call costs a worker."""
-
 SUBMISSION_MASK: Final = (1 << PRIORITY_BITS) - 1
-
-SMOOTHING: Final = 0.3
-"""Weight of the newest call in the expected duration of a function."""
 
 CHUNK: Final = 32
 """Consecutive root tasks that go to one worker, so that siblings meet there."""
-
-SAMPLED_INPUTS: Final = 64
-"""Inputs examined when the best worker is chosen; of a wider task, as many at even distances."""
 
 SAMPLED_HOLDERS: Final = 4
 
 ROUNDING: Final = 5e-10
 """Resources may be short of this much: 1.0 is enough for three times 0.1 and 0.7, whatever floats add up to."""
-
-INPUT_BYTES: Final = 1000
-"""What fetching an input costs beyond its size."""
 
 MOST_SMALL_VALUES: Final = 2**12
 """Small values that go with one run, so that it stays a message of moderate size; further ones are fetched."""
@@ -150,6 +143,11 @@ def register_eligible(queue: Queue, worker: Worker) -> None:
         worker.queues.append(queue)
 
 
+def has_resources(worker: Worker, options: TaskOptions) -> bool:
+    """Whether a worker that offers what is required has it left."""
+    return all(worker.available[name] + ROUNDING >= amount for name, amount in options.resources)
+
+
 def keep_off(state: State, task: Task, worker: Worker) -> None:
     """Have this task run on another worker, if any other may run it."""
     options = task.options
@@ -208,23 +206,6 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
                 state.chain_candidates.append(dependent)
 
 
-def update_duration(state: State, function: StoredBlob, seconds: float) -> None:
-    """A call has finished. The first one of a function corrects the guesses for those under way."""
-    known_s = function.expected_s
-    if known_s is not None:
-        function.expected_s = known_s + SMOOTHING * (seconds - known_s)
-        return
-    function.expected_s = seconds
-    expected_s = max(seconds, LEAST_S)
-    for task in function.guesses:
-        phase = task.phase
-        if type(phase) is Processing and phase.expected_s == UNKNOWN_S:
-            phase.worker.occupancy_s += expected_s - UNKNOWN_S
-            phase.expected_s = expected_s
-            state.index.mark_dirty(phase.worker)
-    function.guesses.clear()
-
-
 def _extra(task: Task) -> dict[str, object]:
     extra: dict[str, object] = {}
     if task.options.priority:
@@ -246,14 +227,14 @@ def _dispatch(state: State, task: Task, fresh: dict[Queue, None]) -> None:
     options = task.options
     queue = state.queue if options is DEFAULT_OPTIONS else queue_for(state, options)
     if queue is not state.queue:
-        if state.away and _block_on_return(state, task):
+        if state.away and block_on_return(state, task):
             return
         queue.tasks.put(task)
         move(state, task, queue.phase, "queued")
         fresh[queue] = None
         return
     if task.dependencies:
-        if state.away and _block_on_return(state, task):
+        if state.away and block_on_return(state, task):
             return
         worker = _best_worker(state, task)
         if worker is not None:
@@ -268,7 +249,7 @@ def _dispatch(state: State, task: Task, fresh: dict[Queue, None]) -> None:
     move(state, task, queue.phase, "queued")
 
 
-def _block_on_return(state: State, task: Task) -> bool:
+def block_on_return(state: State, task: Task) -> bool:
     """Have a ready task wait if only workers that are away hold one of its inputs; False if there is no such input."""
     for dependency in task.dependencies:
         phase = dependency.phase
@@ -284,14 +265,12 @@ def _best_worker(state: State, task: Task) -> Worker | None:
     """The worker with most of the inputs, or an idle one if moving the inputs takes less time than waiting."""
     dependencies = task.dependencies
     if len(dependencies) > SAMPLED_INPUTS:
-        dependencies = dependencies[:: len(dependencies) // SAMPLED_INPUTS]
+        dependencies = sampled_inputs(task)
     scores: dict[Worker, int] = {}
-    total = 0
     for dependency in dependencies:
         phase = dependency.phase
         if type(phase) is InMemory:
             size = phase.nbytes + INPUT_BYTES
-            total += size
             holders = phase.holders
             if len(holders) > SAMPLED_HOLDERS:
                 holders = holders[:SAMPLED_HOLDERS]
@@ -309,9 +288,7 @@ def _best_worker(state: State, task: Task) -> Worker | None:
     if len(best.processing) < best.slots or not state.index.idle:
         return best
     idle = next(iter(state.index.idle))
-    settings = state.settings
-    moving_s = settings.latency_s + (total - scores.get(idle, 0)) / settings.bandwidth_bytes_per_s
-    return idle if best.occupancy_s / best.slots > moving_s else best
+    return idle if waiting_s(best) > moving_s(state, task, idle) else best
 
 
 def _refill(state: State, worker: Worker) -> None:
@@ -328,7 +305,7 @@ def _refill(state: State, worker: Worker) -> None:
             if (
                 first is not None
                 and (best is None or first.priority < best.priority)
-                and all(worker.available[name] + ROUNDING >= amount for name, amount in queue.options.resources)
+                and (not queue.options.resources or has_resources(worker, queue.options))
             ):
                 source, best = queue.tasks, first
         if best is None:
@@ -370,7 +347,7 @@ def _assign_ahead(state: State, task: Task) -> None:
                 worker = phase.worker
             elif worker is not phase.worker:
                 return
-            if phase.retracting or (dependency.dependents and len(dependency.dependents) > CHAIN_FAN_OUT):
+            if phase.retraction is not None or (dependency.dependents and len(dependency.dependents) > CHAIN_FAN_OUT):
                 return
             missing += 1
         elif type(phase) is not InMemory:

@@ -115,10 +115,13 @@ def nanny_done(state: State, peer: PeerId, message: PluginDone) -> None:
     _done(state, peer, address, address, message)
 
 
-def session_ended(state: State, peer: PeerId) -> None:
-    """Nothing is expected of this worker or nanny any more."""
+def forget_ended_sessions(state: State) -> None:
+    """Nothing is expected any more of workers and nannies whose sessions have ended, whichever way that was."""
     for order in list(state.plugin_orders):
-        if order.waiting.pop(peer, order) is None:
+        gone = [peer for peer in order.waiting if peer not in state.workers and peer not in state.nannies]
+        for peer in gone:
+            del order.waiting[peer]
+        if gone:
             _answer(state, order)
 
 
@@ -145,6 +148,9 @@ def _ids(hello: Hello) -> dict[str, None]:
 
 
 def _done(state: State, peer: PeerId, title: str, address: str, message: PluginDone) -> None:
+    if not (message.torn_down or message.text or any(one.id == message.plugin for one in state.plugins.values())):
+        # It was unregistered while this peer set it up without a connection, so the hello could not name it.
+        state.send(peer, TearDownPlugin(message.plugin))
     expected = False
     for order in list(state.plugin_orders):
         if order.plugin.id == message.plugin and order.tears_down == message.torn_down and peer in order.waiting:

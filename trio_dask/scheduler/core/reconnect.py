@@ -116,7 +116,7 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
         if run not in brought:
             requeue(state, task, f"{worker.info.name} came back without it")
         elif isinstance(task.phase, Processing):
-            task.phase.retracting = False
+            task.phase.retraction = None
     if foreign:
         state.send(worker.peer, Free(tuple(foreign)))
     unwanted = tuple(run for run in inventory.runs if run not in worker.processing)

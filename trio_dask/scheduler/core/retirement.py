@@ -56,7 +56,7 @@ def begin_retiring(state: State, worker: Worker, retirement: Retirement) -> None
     runs = [
         run
         for run, task in worker.processing.items()
-        if isinstance(task.phase, Processing) and not task.phase.retracting and task.phase.started_at is None
+        if isinstance(task.phase, Processing) and task.phase.retraction is None and task.phase.started_at is None
     ]
     if runs:
         state.send(worker.peer, ReturnRuns(tuple(runs)))

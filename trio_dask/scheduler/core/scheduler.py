@@ -19,7 +19,7 @@ from trio_dask.scheduler.core.placement import place
 from trio_dask.scheduler.core.queries import overview
 from trio_dask.scheduler.core.state import CoreSettings, ServiceQuestion, State
 from trio_dask.scheduler.core.topic_handlers import events, publish
-from trio_dask.scheduler.core.work_stealing import balance
+from trio_dask.scheduler.core.work_stealing import balance, balance_again
 from trio_dask.scheduler.core.worker_membership import remove_worker
 from trio_dask.scheduler.core.worker_states import Away
 
@@ -71,8 +71,6 @@ class SchedulerCore:
         """A session has ended: announced (`expected`), or lost for the `reason` given. Unknown peers are ignored."""
         state = self._state
         state.now = now
-        if state.plugin_orders:
-            plugins.session_ended(state, peer)
         if (worker := state.workers.get(peer)) is not None:
             if expected:
                 remove_worker(state, worker, reason, expected=True)
@@ -192,6 +190,8 @@ class SchedulerCore:
         state.now = now
         if state.removed:
             clients.remove_with_workers(state)
+        if state.plugin_orders:
+            plugins.forget_ended_sessions(state)
         place(state)
         if state.retirements_at <= now:
             retirement.check_retirements(state)
@@ -257,7 +257,7 @@ class SchedulerCore:
         if state.stuck_at <= now:
             stuck_tasks.check_stuck(state)
         if state.balance_at <= now:
-            balance(state)
+            balance_again(state)
         self.place(now)
 
     def _check(self) -> None:

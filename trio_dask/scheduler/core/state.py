@@ -57,7 +57,8 @@ class CoreSettings(NamedTuple):
     """Most runs that a worker holds, however short they are."""
     chain_runs: int = 1000
     """Most runs that a worker holds when more wait there for results of its own."""
-    bandwidth_bytes_per_s: float = 500e6
+    bandwidth_bytes_per_s: float = 100e6
+    """How fast workers fetch, as long as none has measured it."""
     latency_s: float = 0.002
     balance_interval_s: float = 0.1
     free_delay_s: float = 0.02
@@ -432,6 +433,8 @@ class State:
         self.story: deque[tuple[float, Key, str]] = deque(maxlen=STORY_LENGTH)
         """The last steps of all tasks: when, which, what."""
         self.balance_at = float("inf")
+        self.bandwidth_bytes_per_s = settings.bandwidth_bytes_per_s
+        """How fast workers fetch, smoothed over what they report."""
 
     def send(self, peer: PeerId, message: Message) -> None:
         """Put a message into a peer's box."""

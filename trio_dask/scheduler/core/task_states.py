@@ -67,6 +67,12 @@ class Queued:
         return "queued" if self.queue.eligible else "no-worker"
 
 
+class Retraction(NamedTuple):
+    """The scheduler has asked for a run back: for a worker that is idle, or to place it anew."""
+
+    thief: Worker | None
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Processing:
     """Assigned to a worker as `run`; `missing` inputs are still being computed there."""
@@ -77,8 +83,8 @@ class Processing:
     expected_s: float
     started_at: float | None = None
     """When the worker reported its start, which it does if the run takes long; None while it has not."""
-    retracting: bool = False
-    """The scheduler has asked for it back."""
+    retraction: Retraction | None = None
+    """That the scheduler has asked for it back."""
     state: ClassVar[str] = "processing"
     is_queued: ClassVar[bool] = False
 

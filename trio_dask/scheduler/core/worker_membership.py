@@ -20,7 +20,7 @@ from trio_dask.parsing import counted
 from trio_dask.protocol.messages import ReturnRuns
 from trio_dask.scheduler.core.events import WorkerAdded, WorkerRemoved
 from trio_dask.scheduler.core.state import FIRE_AND_FORGET, LogLine, State, Task, Worker, WorkerInfo
-from trio_dask.scheduler.core.task_states import Failure, InMemory, Processing, RetryHistory
+from trio_dask.scheduler.core.task_states import Failure, InMemory, Processing, Retraction, RetryHistory
 from trio_dask.scheduler.core.task_transitions import fail, notify_client, remove_replica, requeue
 from trio_dask.scheduler.core.worker_states import GONE, HERE, Away
 from trio_dask.scheduler.core.worker_transitions import absence_of, change_phase, unblock_tasks
@@ -125,11 +125,11 @@ def _recall_readers(state: State, worker: Worker) -> None:
                 type(phase) is not Processing
                 or phase.worker is worker
                 or phase.started_at is not None
-                or phase.retracting
+                or phase.retraction is not None
             ):
                 continue
             if phase.worker.phase.has_session and task not in phase.worker.holds:
-                phase.retracting = True
+                phase.retraction = Retraction(None)
                 runs.setdefault(phase.worker, []).append(phase.run)
     for reader, numbers in runs.items():
         state.send(reader.peer, ReturnRuns(tuple(numbers)))
