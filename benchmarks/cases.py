@@ -8,6 +8,7 @@ from . import (
     case_data,
     case_memory,
     case_programs,
+    case_ssh,
     case_tasks,
     case_tls,
     connections,
@@ -25,6 +26,7 @@ CASES: dict[str, Case] = {
         case_tls,
         case_memory,
         case_programs,
+        case_ssh,
         connections,
         core_alone,
     )

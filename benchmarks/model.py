@@ -66,6 +66,10 @@ def absolute(limit: float, text: str, *, strict: bool = False) -> Bound:
     return Bound(limit, text, strict=strict)
 
 
+def at_least(limit: float, text: str) -> Bound:
+    return Bound(limit, text, at_least=True)
+
+
 @dataclass(frozen=True)
 class Metric:
     key: str
@@ -97,6 +101,7 @@ class Sizes:
     argument_bytes: int
     transfer_bytes: int
     transfer_count: int
+    stream_bytes: int
     idle_s: float
     memory_limit: int
     memory_times: int
@@ -125,6 +130,7 @@ FULL = Sizes(
     argument_bytes=2**30,
     transfer_bytes=50 * MB,
     transfer_count=4,
+    stream_bytes=2**28,
     idle_s=10.0,
     memory_limit=256 * MB,
     memory_times=4,
@@ -150,6 +156,7 @@ QUICK = Sizes(
     argument_bytes=16 * MB,
     transfer_bytes=50 * MB,
     transfer_count=2,
+    stream_bytes=2**25,
     idle_s=3.0,
     memory_limit=256 * MB,
     memory_times=2,

@@ -21,6 +21,7 @@ from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Inventory, Message, RunFinished, SubmitGraph, TopicEvent
 from trio_dask.scheduler.core import (
     clients,
+    copies,
     message_handlers,
     placement,
     plugins,
@@ -33,8 +34,9 @@ from trio_dask.scheduler.core import (
 from trio_dask.scheduler.core.coordination.handlers import client_left
 from trio_dask.scheduler.core.coordination.requests import Request
 from trio_dask.scheduler.core.coordination.semaphore import Lock
+from trio_dask.scheduler.core.copy_records import Spread
 from trio_dask.scheduler.core.state import Client, State, Task, Worker
-from trio_dask.scheduler.core.task_states import Processing, Waiting
+from trio_dask.scheduler.core.task_states import InMemory, Processing, Waiting
 
 __all__ = ["INJECTED_BUGS"]
 
@@ -398,6 +400,23 @@ def lost_rescheduled_task(world: World) -> Generator[None]:
         yield
 
 
+@contextmanager
+def early_drop(world: World) -> Generator[None]:
+    """The original of a result that moves is dropped when its copy is ordered, not when it is there."""
+
+    def hasty(state: State, spreads: list[Spread]) -> None:
+        copies.spread(state, spreads)
+        for one in spreads:
+            phase = one.task.phase
+            if one.moved_from is not None and isinstance(phase, InMemory):
+                for target in one.targets:
+                    task_transitions.add_replica(one.task, phase, target)
+                copies.drop(state, one.task, one.moved_from, "moved")
+
+    with mock.patch("trio_dask.scheduler.core.rebalancing.spread", hasty):
+        yield
+
+
 Bug = Callable[[World], AbstractContextManager[None]]
 
 INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
@@ -423,6 +442,7 @@ INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
             lost_lease,
             lease_held_twice,
             forgotten_waiter,
+            early_drop,
             missed_plugin,
             hasty_worker,
             answer_never_expected,

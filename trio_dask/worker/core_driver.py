@@ -109,7 +109,6 @@ class CoreDriver:
             reserve_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
         )
         self.handle.forget_functions = self._executor.forget_all
-        self.handle.figures = self.figures
         self.handle.tables = lambda: tables(self._core, self.figures())
         self._profiler = self.handle.profiler = self._make_profiler(settings)
         self.plugins = PluginHost(self.handle, self._send_done, log, changed=self._plugin_changed)

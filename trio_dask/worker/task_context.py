@@ -55,8 +55,6 @@ class WorkerHandle:
         """Have the functions of tasks unpickled anew, as modules have changed. From any thread."""
         self.actors: Any = None
         self.profiler: Any = None
-        self.figures: Callable[[], dict[str, float]] = dict
-        """Figures for people; for its event loop."""
         self.tables: Callable[[], dict[str, Any]] = dict
         """All that the worker knows, as plain values; for its event loop."""
         self.client: Any = None
