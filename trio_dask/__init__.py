@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
     from trio_dask.client.default_clients import default_client, temp_default_client
     from trio_dask.client.futures import AsyncFuture, Future
+    from trio_dask.client.memory_sampler import MemorySampler
     from trio_dask.client.metadata_operations import get_task_metadata
     from trio_dask.client.progress import progress
     from trio_dask.client.reports import get_task_stream, performance_report
@@ -116,6 +117,7 @@ __all__ = [
     "KilledWorker",
     "LocalCluster",
     "Lock",
+    "MemorySampler",
     "MultiLock",
     "Nanny",
     "NannyPlugin",
@@ -186,6 +188,7 @@ _HOMES = {
         "client.current_client": "fire_and_forget futures_of get_client worker_client",
         "client.default_clients": "default_client temp_default_client",
         "client.futures": "AsyncFuture Future",
+        "client.memory_sampler": "MemorySampler",
         "client.metadata_operations": "get_task_metadata",
         "client.progress": "progress",
         "client.rpc_client": "rpc",
