@@ -29,7 +29,7 @@ MOST_CALLS: Final = 50_000
 MOST_FRAMES: Final = 200
 """Of deeper stacks the outermost ones."""
 
-KEPT_COUNTS: Final = 200_000
+KEPT_COUNTS: Final = 100_000
 KEPT_CYCLES: Final = 3600
 IDLE_SAMPLES: Final = 50
 """After so many samples without a task the profiler sleeps until `wake`."""
