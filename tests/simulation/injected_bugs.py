@@ -12,6 +12,7 @@ from typing import Any, Final
 from unittest import mock
 
 from tests.simulation.simulate import World
+from trio_dask.client.actor_lines import ActorLines
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.outbox import GraphPart, Row
 from trio_dask.client.core.resend_buffer import ResendBuffer
@@ -417,6 +418,21 @@ def early_drop(world: World) -> Generator[None]:
         yield
 
 
+@contextmanager
+def lost_actor_call(world: World) -> Generator[None]:
+    """What waits for an actor hears nothing when its worker dies without a word."""
+    # No public way exists to break it.
+    with mock.patch.object(ActorLines, "_give_up"):
+        yield
+
+
+@contextmanager
+def actor_made_twice(world: World) -> Generator[None]:
+    """An actor that is lost is made again, and what it has counted is gone without a word."""
+    with mock.patch.object(Task, "is_home_of_actor", return_value=False):
+        yield
+
+
 Bug = Callable[[World], AbstractContextManager[None]]
 
 INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
@@ -449,6 +465,8 @@ INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
             missed_event,
             repeated_event,
             lost_rescheduled_task,
+            lost_actor_call,
+            actor_made_twice,
         )
     }
 )
