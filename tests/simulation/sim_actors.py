@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, cast
 
+import trio
+
 from tests.simulation.random_graphs import Job
 from tests.simulation.sim_client import SimClient
 from tests.simulation.sim_network import Timeline
@@ -124,6 +126,7 @@ class SimLines(ActorLines):
 
 
 async def _open_nothing(address: str) -> BothWays:
+    await trio.lowlevel.checkpoint()
     raise NotImplementedError
 
 
