@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import AbstractAsyncContextManager
 from inspect import Parameter
 from types import TracebackType
@@ -288,13 +288,32 @@ def _described(form: Form, definition: Callable[..., Any], name: str, result: st
     return form
 
 
+def _leave_out(name: str, definition: Callable[..., Any], ignored: Set[str], arguments: dict[str, Any]) -> None:
+    """Take out those of distributed's arguments that mean nothing here; refuse what is no argument at all."""
+    parameters = inspect.signature(definition).parameters
+    takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
+    for argument in sorted(arguments.keys() - parameters.keys()):
+        if argument in ignored:
+            del arguments[argument]
+        elif not takes_all:
+            raise TypeError(f"{name}() got an unexpected argument {argument!r}")
+
+
 def for_trio(
-    definition: Callable[P, Plan], make: Callable[[Plan], A], name: str, blocking: str
+    definition: Callable[P, Plan],
+    make: Callable[[Plan], A],
+    name: str,
+    blocking: str,
+    ignored: frozenset[str] = frozenset(),
 ) -> Callable[P, AbstractAsyncContextManager[A]]:
-    """The form for Trio: takes the definition's arguments, and opens the cluster that `make` makes of its plan."""
+    """The form for Trio: takes the definition's arguments, and opens the cluster that `make` makes of its plan.
+
+    It ignores some of distributed's arguments.
+    """
 
     def call(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[A]:
         require_trio(name, blocking)
+        _leave_out(name, definition, ignored, kwargs)
         return opened(make(definition(*args, **kwargs)))
 
     result = f"AbstractAsyncContextManager[{getattr(make, '__name__', 'AsyncCluster')}]"
@@ -312,11 +331,7 @@ def takes_arguments_of(
         def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
             if kwargs.pop("asynchronous", None):
                 raise UsageError(f"{name} blocks; use {for_trio} in a Trio program")
-            for argument in sorted(kwargs.keys() - parameters.keys()):
-                if argument in ignored:
-                    del kwargs[argument]
-                elif not takes_all:
-                    raise TypeError(f"{name}() got an unexpected argument {argument!r}")
+            _leave_out(name, definition, ignored, kwargs)
             refuse_in_event_loop(f"{name}()")
             start(self, definition(*args, **kwargs))
 

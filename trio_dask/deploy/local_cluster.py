@@ -194,7 +194,7 @@ class AsyncLocalCluster(_Described, AsyncCluster):
             raise self.failure
 
 
-open_local_cluster = for_trio(plan, AsyncLocalCluster, "open_local_cluster", "LocalCluster")
+open_local_cluster = for_trio(plan, AsyncLocalCluster, "open_local_cluster", "LocalCluster", IGNORED)
 
 
 class LocalCluster(_Described, BlockingCluster[AsyncLocalCluster]):

@@ -367,7 +367,7 @@ class AsyncSSHCluster(AsyncCluster):
             self._ended.set()
 
 
-open_ssh_cluster = for_trio(plan_ssh, AsyncSSHCluster, "open_ssh_cluster", "SSHCluster")
+open_ssh_cluster = for_trio(plan_ssh, AsyncSSHCluster, "open_ssh_cluster", "SSHCluster", IGNORED)
 
 
 class SSHCluster(BlockingCluster[AsyncSSHCluster]):
