@@ -300,6 +300,8 @@ async def _run(
     workers: Workers,
     on_error: OnError,
     limit_s: float = math.inf,
+    *,
+    repeatable: bool = False,
 ) -> dict[str, Any]:
     addresses = list(await described_workers(engine, workers))
     frames = [memoryview(frame).cast("B") for frame in dump_value((function, args, dict(kwargs)))]
@@ -312,7 +314,7 @@ async def _run(
         with trio.move_on_after(limit_s):
             try:
                 use = partial(_call, frames, address)
-                value, raised = await engine.channels.exchange(address, use, repeatable=False)
+                value, raised = await engine.channels.exchange(address, use, repeatable=repeatable)
             except CHANNEL_FAILURES as error:
                 raised = ClusterError(f"the call could not be made: {failure_text(address, error)}")
         if raised is None:
@@ -336,15 +338,18 @@ async def _run(
 async def call_workers(
     engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], workers: Workers, limit_s: float = math.inf
 ) -> dict[str, Any]:
-    """What a function of ours returns in the process of each worker, by address; without those that do not answer."""
-    return await _run(engine, function, args, {}, workers, "ignore", limit_s)
+    """What a function of ours returns in the process of each worker, by address; without those that do not answer.
+
+    It only looks, so that it may be called twice if a connection is lost.
+    """
+    return await _run(engine, function, args, {}, workers, "ignore", limit_s, repeatable=True)
 
 
 async def outcomes_of_workers(
     engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], limit_s: float
 ) -> dict[str, Any]:
     """The same with an exception in the place of what was not returned, or not in time."""
-    return await _run(engine, function, args, {}, None, "return", limit_s)
+    return await _run(engine, function, args, {}, None, "return", limit_s, repeatable=True)
 
 
 async def described_workers(engine: Engine, workers: Workers) -> Mapping[str, WorkerInfo]:
