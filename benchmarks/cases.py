@@ -5,9 +5,11 @@ from __future__ import annotations
 from . import (
     case_actors,
     case_collections,
+    case_coordination,
     case_data,
     case_memory,
     case_programs,
+    case_ssh,
     case_tasks,
     case_tls,
     connections,
@@ -20,11 +22,13 @@ CASES: dict[str, Case] = {
     for module in (
         case_tasks,
         case_actors,
+        case_coordination,
         case_collections,
         case_data,
         case_tls,
         case_memory,
         case_programs,
+        case_ssh,
         connections,
         core_alone,
     )

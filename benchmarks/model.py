@@ -66,6 +66,10 @@ def absolute(limit: float, text: str, *, strict: bool = False) -> Bound:
     return Bound(limit, text, strict=strict)
 
 
+def at_least(limit: float, text: str) -> Bound:
+    return Bound(limit, text, at_least=True)
+
+
 @dataclass(frozen=True)
 class Metric:
     key: str
@@ -89,6 +93,9 @@ class Sizes:
     merge_tasks: int
     dag_tasks: int
     bag_shape_parts: int
+    handovers: int
+    handovers_slow: int
+    queue_items: int
     collection_share: float
     """How much of its full size each collection has."""
     shuffle_bytes: int
@@ -97,6 +104,7 @@ class Sizes:
     argument_bytes: int
     transfer_bytes: int
     transfer_count: int
+    stream_bytes: int
     idle_s: float
     memory_limit: int
     memory_times: int
@@ -118,6 +126,9 @@ FULL = Sizes(
     merge_tasks=25_000,
     dag_tasks=20_000,
     bag_shape_parts=50,
+    handovers=100_000,
+    handovers_slow=2_000,
+    queue_items=20_000,
     collection_share=1.0,
     shuffle_bytes=2_000 * MB,
     array_bytes=20 * MB,
@@ -125,6 +136,7 @@ FULL = Sizes(
     argument_bytes=2**30,
     transfer_bytes=50 * MB,
     transfer_count=4,
+    stream_bytes=2**28,
     idle_s=10.0,
     memory_limit=256 * MB,
     memory_times=4,
@@ -143,6 +155,9 @@ QUICK = Sizes(
     merge_tasks=2_500,
     dag_tasks=2_000,
     bag_shape_parts=15,
+    handovers=4_000,
+    handovers_slow=400,
+    queue_items=1_000,
     collection_share=0.1,
     shuffle_bytes=100 * MB,
     array_bytes=20 * MB,
@@ -150,6 +165,7 @@ QUICK = Sizes(
     argument_bytes=16 * MB,
     transfer_bytes=50 * MB,
     transfer_count=2,
+    stream_bytes=2**25,
     idle_s=3.0,
     memory_limit=256 * MB,
     memory_times=2,

@@ -1,12 +1,11 @@
-"""Our TLS transport beside a bare `trio.SSLStream`, over loopback: `python -m benchmarks.tls_alone`.
+"""Our TLS transport beside a bare `trio.SSLStream`, over loopback: the case `tls-alone`.
 
-Prints what each moves in MB/s, and for how long at most the event loop, which holds both ends, did not turn because it
-computed. They take turns, because the speed of a shared machine changes; the ratio is that of the medians.
+Measures what each moves, and for how long at most the event loop, which holds both ends, did not turn because it
+computed. They take turns, because the speed of a shared machine changes; the share is that of the medians.
 """
 
 from __future__ import annotations
 
-import argparse
 import socket
 import statistics
 import time
@@ -22,16 +21,13 @@ from trio_dask.security.tls_contexts import Tls
 PIECE_BYTES = 2**20
 """A stream that is given more at once makes its loop stand still."""
 
-LEAST_SHARE = 0.8
-MOST_STALL_S = 0.020
-
 Step = Callable[[], Awaitable[None]]
 
 
 class Figure(NamedTuple):
     """How fast bytes moved, and the longest that the loop computed without a turn meanwhile."""
 
-    mb_per_s: float
+    rate: float
     stall_s: float
 
 
@@ -102,7 +98,7 @@ async def measured(nbytes: int, before: tuple[Step, ...], steps: tuple[Step, ...
         await together(steps)
         seconds = time.perf_counter() - start
         nursery.cancel_scope.cancel()
-    return Figure(nbytes / seconds / 1e6, longest)
+    return Figure(nbytes / seconds, longest)
 
 
 async def together(steps: tuple[Step, ...]) -> None:
@@ -111,31 +107,22 @@ async def together(steps: tuple[Step, ...]) -> None:
             nursery.start_soon(step)
 
 
-async def compare(nbytes: int, rounds: int) -> bool:
-    """Print both; whether ours is fast enough."""
+async def compare(nbytes: int, rounds: int) -> tuple[list[Figure], list[Figure]]:
+    """The figures of the bare stream and ours, of each round."""
     data, tls = memoryview(bytes(nbytes)), Tls()
-    figures: dict[str, list[Figure]] = {"trio.SSLStream": [], "trio_dask": []}
+    bare, ours = list[Figure](), list[Figure]()
     for _ in range(rounds):
-        figures["trio.SSLStream"].append(await stream(data, tls))
-        figures["trio_dask"].append(await transport(data, tls))
-    speeds = {}
-    for name, found in figures.items():
-        speeds[name] = statistics.median(figure.mb_per_s for figure in found)
-        stall_s = statistics.median(figure.stall_s for figure in found)
-        print(f"{name:15} {speeds[name]:7.0f} MB/s, computes without a turn for up to {1e3 * stall_s:.1f} ms")
-    share = speeds["trio_dask"] / speeds["trio.SSLStream"]
-    print(f"share           {share:7.2f} (at least {LEAST_SHARE})")
-    return share >= LEAST_SHARE and stall_s <= MOST_STALL_S
+        bare.append(await stream(data, tls))
+        ours.append(await transport(data, tls))
+    return bare, ours
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mib", type=int, default=256, help="how much moves in each round")
-    parser.add_argument("--rounds", type=int, default=5)
-    arguments = parser.parse_args()
-    if not trio.run(compare, arguments.mib * 2**20, arguments.rounds):
-        raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    main()
+def figures(nbytes: int, rounds: int = 5) -> dict[str, float]:
+    """What the case shows."""
+    bare, ours = trio.run(compare, nbytes, rounds)
+    rate = statistics.median(figure.rate for figure in ours)
+    return {
+        "rate": rate,
+        "share": rate / statistics.median(figure.rate for figure in bare),
+        "stall": statistics.median(figure.stall_s for figure in ours),
+    }

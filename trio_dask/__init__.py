@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
     from trio_dask.plugins.bases import Environ, NannyPlugin, WorkerPlugin
     from trio_dask.plugins.files import UploadDirectory, UploadFile
+    from trio_dask.plugins.forwarded_logs import ForwardLogging
     from trio_dask.plugins.installs import InstallPlugin, PipInstall
     from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.security.security import Security
@@ -105,6 +106,7 @@ __all__ = [
     "Environ",
     "Event",
     "ForkedClientError",
+    "ForwardLogging",
     "ForwardOutput",
     "Future",
     "FutureCancelledError",
@@ -199,6 +201,7 @@ _HOMES = {
         "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
         "plugins.bases": "Environ NannyPlugin WorkerPlugin",
         "plugins.files": "UploadDirectory UploadFile",
+        "plugins.forwarded_logs": "ForwardLogging",
         "plugins.installs": "InstallPlugin PipInstall",
         "scheduler.plugins": "SchedulerPlugin",
         "security.security": "Security",

@@ -12,7 +12,17 @@ from typing import Any
 
 
 class TrioDaskError(Exception):
-    """Base of every exception that trio_dask itself raises."""
+    """Base of every exception that trio_dask itself raises.
+
+    Attributes: `remedy`, what to do about it, where the message ends with that; else it is empty.
+    """
+
+    remedy: str = ""
+
+    def __init__(self, *args: object, remedy: str = "") -> None:
+        super().__init__(*args)
+        if remedy:
+            self.remedy = remedy
 
 
 class UsageError(TrioDaskError, ValueError):
@@ -37,8 +47,8 @@ class RefusedError(TrioDaskError, ConnectionError):
     Attributes: `kind`, a word for what it is about, such as "key", "encryption" or "version"; it may be empty.
     """
 
-    def __init__(self, reason: str = "", kind: str = "") -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str = "", kind: str = "", *, remedy: str = "") -> None:
+        super().__init__(reason, remedy=remedy)
         self.kind = kind
 
 

@@ -102,21 +102,22 @@ def read_scheduler_file(path: str) -> FoundScheduler | None:
         return FoundScheduler(address, None)
     # Whoever can write the file chooses for which cluster a worker of ours works; whoever can read it joins that one.
     if is_link:  # whoever can write its folder could lead it elsewhere
-        raise UnavailableError(
-            f"the scheduler file {path} holds the key of a cluster and is a symbolic link: name the file itself"
-        )
+        raise _untrusted(path, "is a symbolic link", "name the file itself")
     if found.st_uid not in (os.geteuid(), 0):
-        raise UnavailableError(
-            f"the scheduler file {path} holds the key of a cluster and belongs to user {found.st_uid}: use one of yours"
-        )
+        raise _untrusted(path, f"belongs to user {found.st_uid}", "use one of yours")
     if found.st_mode & 0o077:
-        raise UnavailableError(
-            f"others may use the scheduler file {path}, which holds the key of its cluster: run `chmod 600 {path}`"
-        )
+        remedy = f"run `chmod 600 {path}`"
+        text = f"others may use the scheduler file {path}, which holds the key of its cluster: {remedy}"
+        raise UnavailableError(text, remedy=remedy)
     try:
         return FoundScheduler(address, ClusterKey.from_hex(str(secret), source=f"the one in {path}"))
     except ValueError as exc:
         raise UnavailableError(f"{path} is not a scheduler file: its cluster_key is none, {exc}") from None
+
+
+def _untrusted(path: str, problem: str, remedy: str) -> UnavailableError:
+    text = f"the scheduler file {path} holds the key of a cluster and {problem}: {remedy}"
+    return UnavailableError(text, remedy=remedy)
 
 
 def _open(path: str) -> tuple[BinaryIO, bool]:

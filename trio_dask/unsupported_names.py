@@ -15,7 +15,6 @@ PAGE: Final = "docs/differences.md"
 INTERNAL = "it is internal to distributed"
 NO_DASHBOARD = "there is no dashboard"
 NO_ASYNCIO = "there is no asyncio; use AsyncClient under Trio"
-NO_LOGS = "logs are not collected; each program writes its own to stderr"
 
 
 def _reasons(names: Mapping[str, str]) -> Mapping[str, str]:
@@ -42,8 +41,6 @@ MODULE: Final = _reasons(
 CLIENT: Final = _reasons(
     {
         "results are copied when they are needed; use replicate for more copies": "amm",
-        NO_DASHBOARD: "benchmark_hardware",
-        NO_LOGS: "forward_logging unforward_logging",
     }
 )
 

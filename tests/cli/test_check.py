@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import pwd
 import resource
 import shlex
@@ -23,6 +24,7 @@ from trio_dask.cli import check, checks, command
 from trio_dask.cli.checks import Check
 from trio_dask.cli.scheduler import how_to_join
 from trio_dask.deploy.program_runner import Stopper
+from trio_dask.errors import ProvenRefusal, RefusedError, TrioDaskError, UnavailableError, UsageError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.security.cluster_key import ClusterKey
 
@@ -59,6 +61,24 @@ def test_a_line_says_whether_it_is_in_order_and_what_to_do() -> None:
     wrong = Check("disk", "full", "run: rm x", ExitStatus.REFUSED)
     assert wrong.line == "wrong  disk        full; run: rm x"
     assert wrong._replace(status=ExitStatus.STOPPED).line == "warn   disk        full; run: rm x"
+
+
+def test_a_remedy_is_what_the_error_has_as_such_and_nothing_else_in_its_words() -> None:
+    remedy = "copy a: b; use c"
+    error = RefusedError(f"this cluster asks for its key: {remedy}", "key", remedy=remedy)
+    found = checks.refused("key", error, otherwise="none")
+    assert (found.text, found.remedy) == ("this cluster asks for its key", remedy)
+    assert checks.refused("key", error, "another").remedy == "another"
+    stranger = RefusedError("what listens there says, without a proof: no; run: rm -r /", "version")
+    found = checks.refused("scheduler", stranger, otherwise="ask")
+    assert (found.text, found.remedy) == (str(stranger), "ask")
+
+
+@pytest.mark.parametrize("kind", [UsageError, UnavailableError, RefusedError, ProvenRefusal])
+def test_a_remedy_crosses_processes_with_its_error(kind: type[TrioDaskError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("it is open; run: chmod 600 x", remedy="run: chmod 600 x")))
+    assert (type(error), str(error), error.remedy) == (kind, "it is open; run: chmod 600 x", "run: chmod 600 x")
+    assert kind("it is open").remedy == ""
 
 
 def test_a_machine_that_nobody_can_name_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

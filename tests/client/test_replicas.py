@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 
 from trio_dask import Client, FutureCancelledError, LocalCluster, UsageError
-from trio_dask.client.replicas import _moves
 
 
 def inc(x: int) -> int:
@@ -59,6 +58,8 @@ def test_replicating_raises_for_what_failed_was_cancelled_or_names_no_worker(cli
         client.replicate(future, workers=["elsewhere"])
     with pytest.raises(UsageError, match="n must be"):
         client.replicate(future, n=0)
+    with pytest.raises(UsageError, match="branching_factor must be"):
+        client.replicate(future, branching_factor=0)
     with pytest.raises(ZeroDivisionError):
         client.replicate(client.submit(fail))
     client.cancel(future)
@@ -71,6 +72,19 @@ def test_values_are_scattered_to_as_many_workers_as_wanted(client: Client) -> No
     assert copies(client, x.key, y.key) == [3, 3]
     everywhere = client.scatter(b"z" * 10, broadcast=True)
     assert copies(client, everywhere.key) == [4]
+    again = client.scatter([b"x" * 10, b"z" * 10], broadcast=2)
+    assert copies(client, *[future.key for future in again]) == [3, 4], "copies that are there stay"
+
+
+def test_values_are_scattered_to_as_many_of_the_named_workers_as_wanted(client: Client) -> None:
+    names = {address: worker["name"] for address, worker in client.scheduler_info()["workers"].items()}
+    x = client.scatter(b"x" * 20, broadcast=True, workers=[1, 3])
+    y = client.scatter({"y": b"y" * 20}, broadcast=1, workers=[2], hash=False)["y"]
+    held = client.who_has()
+    assert [{names[address] for address in held[future.key]} for future in (x, y)] == [{1, 3}, {2}]
+    assert client.gather([x, y]) == [b"x" * 20, b"y" * 20]
+    with pytest.raises(UsageError, match="broadcast must be"):
+        client.scatter(1, broadcast=-1)
 
 
 def test_results_move_from_full_workers_to_empty_ones(client: Client) -> None:
@@ -92,18 +106,3 @@ def test_only_the_given_results_move_and_only_between_the_given_workers(client: 
     assert sorted(places) == [0] * 38 + [1] * 2
     with pytest.raises(KeyError, match="nowhere"):
         client.rebalance(workers=["nowhere"])
-
-
-def test_moves_make_loads_as_equal_as_the_sizes_allow() -> None:
-    loads = {"a": 100, "b": 30, "c": 0}
-    holders = {"large": ["a"], "middle": ["a"], "small": ["a"], "elsewhere": ["d"]}
-    moves = _moves(holders, {"large": 60, "middle": 30, "small": 10, "elsewhere": 1000}, loads)
-    assert [(place.key, place.address, target.address) for place, target in moves.items()] == [
-        ("middle", "a", "c"),
-        ("small", "a", "b"),
-    ]
-    assert loads == {"a": 60, "b": 40, "c": 30}
-
-
-def test_a_worker_that_has_a_copy_gets_no_second_one() -> None:
-    assert not _moves({"x": ["a", "b"]}, {"x": 10}, {"a": 20, "b": 0})

@@ -36,11 +36,13 @@ Pair = tuple[Transport, Transport]
 MakePair = Callable[[], Awaitable[Pair]]
 
 
-def tcp_pair() -> tuple[TcpTransport, TcpTransport]:
+def tcp_pair(scheme: str = "tcp") -> tuple[TcpTransport, TcpTransport]:
+    """Two ends, which carry a transport of this scheme."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         near = socket.create_connection(server.getsockname())
         far, _ = server.accept()
-    return TcpTransport(near), TcpTransport(far)
+    peer = Address(scheme, "127.0.0.1")
+    return TcpTransport(near, peer), TcpTransport(far, peer)
 
 
 async def tls_pair(calling: Tls | None = None, listening: Tls | None = None) -> tuple[TlsTransport, TlsTransport]:
@@ -57,7 +59,7 @@ async def tls_pair(calling: Tls | None = None, listening: Tls | None = None) -> 
 async def websocket_pair(
     nursery: trio.Nursery, carriers: tuple[Carrier, Carrier] | None = None
 ) -> tuple[WebSocketTransport, WebSocketTransport]:
-    near, far = (WebSocketTransport(carrier, "ws", cleanup_s=0.05) for carrier in carriers or tcp_pair())
+    near, far = (WebSocketTransport(carrier, cleanup_s=0.05) for carrier in carriers or tcp_pair())
     nursery.start_soon(near.run, agree_as_client("here"))
     nursery.start_soon(far.run, agree_as_server)
     async with trio.open_nursery() as agreeing:

@@ -1,7 +1,9 @@
 """TLS between two ends: who is accepted, what each end learns, and the sentence where it does not work."""
 
+import logging
 import socket
 import ssl
+import struct
 from contextlib import ExitStack, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.comm.kit import CLIENT, INPROC, SCHEDULER, TLS, ask, read_to_end, serving, tcp_pair, tls_pair
+from tests.comm.kit import CLIENT, INPROC, SCHEDULER, TLS, ask, read_to_end, serving, tcp_pair, tls_pair, until
 from tests.security.pem import CA_TEXT, OTHER_AUTHORITY, Party, party, write_files
 from trio_dask.comm import tls as tls_module
 from trio_dask.comm.addresses import Address
@@ -56,7 +58,7 @@ def unchecked(one: Party, *, listening: bool, ca: str = CA_TEXT) -> TlsContext:
 
 async def meet(calling: TlsContext, listening: TlsContext, name: str = "127.0.0.1") -> tuple[str, str]:
     """How both ends fare: each sends a word and receives one, or says what went wrong."""
-    tcp, far_tcp = tcp_pair()
+    tcp, far_tcp = tcp_pair("tls")
     near = TlsTransport(tcp, calling, server_name=name)
     far = TlsTransport(far_tcp, listening)
     told = {}
@@ -178,9 +180,8 @@ async def test_one_of_ours_without_tls_is_answered_in_a_way_that_it_understands(
     with pytest.raises(ProtocolError, match="it does not speak TLS; give it an address with TLS"):
         await far.receive_some()
     answer = decode_answer((await plain.receive_some())[14:])
-    assert answer == Refusal(
-        "what listens here speaks TLS only; its address begins with tls:// or wss://", "encryption"
-    )
+    remedy = "its address begins with tls:// or wss://"
+    assert answer == Refusal(f"what listens here speaks TLS only; {remedy}", "encryption", remedy)
     plain.abort()
 
 
@@ -393,6 +394,7 @@ async def test_temporary_certificates_of_all_roles_fit() -> None:
 KEY = Credentials(ClusterKey.draw())
 ROLES = ("client", "scheduler", "worker")
 WSS = Address("wss", "127.0.0.1", 0)
+RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 async def greet(address: Address, credentials: Credentials, hello: Hello = CLIENT) -> None:
@@ -439,6 +441,19 @@ async def test_tls_with_neither_key_nor_certificates_is_refused_on_both_sides(wh
         await serve(Endpoint(where), identity=SCHEDULER)
     with pytest.raises(UsageError, match=words):
         await greet(where._replace(port=1), NO_CREDENTIALS)
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "tls", "ws", "wss"])
+async def test_a_peer_that_is_gone_at_once_is_named_as_it_came(scheme: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(Address(scheme, "127.0.0.1", 0), credentials=KEY) as address:
+        with socket.create_connection((address.host, address.port)) as peer:
+            place = f"{scheme}://127.0.0.1:{peer.getsockname()[1]}"
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        await until(lambda: bool(caplog.records))
+    assert caplog.messages == [
+        f"connection from {place} closed: the connection to {place} broke: Connection reset by peer"
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["tcp", "ws"])

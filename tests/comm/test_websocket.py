@@ -1,6 +1,7 @@
 """Websockets: what other programs may do on one that ours never do, and what becomes of the tasks behind one."""
 
 import random
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
@@ -65,7 +66,7 @@ Ends = tuple[TcpTransport, WebSocketTransport]
 async def bare(nursery: trio.Nursery) -> AsyncIterator[Ends]:
     """The TCP connection of a client that has said nothing yet, and our server."""
     near, far = tcp_pair()
-    server = WebSocketTransport(far, "ws", cleanup_s=0.05)
+    server = WebSocketTransport(far, cleanup_s=0.05)
     nursery.start_soon(server.run, agree_as_server)
     with trio.fail_after(20):
         yield near, server
@@ -170,6 +171,21 @@ async def test_what_is_no_websocket_is_refused(bare: Ends, said: bytes) -> None:
         await server.receive_some()
 
 
+@pytest.mark.parametrize("origin", [b"http://evil.example", b"http://here", b"null", b"\xff" * 200])
+async def test_a_page_in_a_browser_is_refused_with_403(bare: Ends, origin: bytes) -> None:
+    """Wherever it comes from: the name of its host may lead here."""
+    tcp, server = bare
+    await tcp.send_all(ASK.replace(b"\r\n\r\n", b"\r\nOrigin: " + origin + b"\r\n\r\n"))
+    shown = re.escape(ascii(origin[:80].decode("latin-1")))
+    with pytest.raises(ProtocolError, match=f"^a browser called, for a page of {shown}$"):
+        await server.receive_some()
+    server.abort()
+    answer = b""
+    while data := await tcp.receive_some():
+        answer += data
+    assert answer.startswith(b"HTTP/1.1 403 ")
+
+
 @pytest.mark.parametrize(
     ("said", "why"),
     [
@@ -195,7 +211,7 @@ async def test_whatever_comes_is_data_an_end_or_a_protocol_error(nursery: trio.N
     frames = [sent_by_client(opcode, bytes(5)) for opcode in (0, TEXT, BINARY, CLOSE, PING, PONG, 3, 11)]
     for _ in range(100):
         tcp, far = tcp_pair()
-        server = WebSocketTransport(far, "ws", cleanup_s=0.05)
+        server = WebSocketTransport(far, cleanup_s=0.05)
         nursery.start_soon(server.run, agree_as_server)
         parts = [ASK, *dice.choices([*frames, ASK, dice.randbytes(20)], k=4)]
         said = b"".join(parts)
@@ -211,7 +227,7 @@ async def test_whatever_comes_is_data_an_end_or_a_protocol_error(nursery: trio.N
 
 
 async def call(tcp: TcpTransport, nursery: trio.Nursery) -> WebSocketTransport:
-    client = WebSocketTransport(tcp, "ws", cleanup_s=0.05)
+    client = WebSocketTransport(tcp, cleanup_s=0.05)
     nursery.start_soon(client.run, agree_as_client("here"))
     try:
         await client.wait_agreed()

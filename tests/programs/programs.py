@@ -144,3 +144,17 @@ def survivors(processes: Iterable[psutil.Process], timeout_s: float = 2.0) -> li
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.01)
+
+
+def seen_in_proc(secret: str) -> list[str]:
+    """Which processes show a secret, written in hexadecimal, in their command line or environment."""
+    found = list[str]()
+    for process in psutil.process_iter():
+        for name in ("cmdline", "environ"):
+            try:
+                text = Path(f"/proc/{process.pid}/{name}").read_bytes()
+            except OSError:
+                continue
+            if secret.encode() in text or bytes.fromhex(secret) in text:
+                found.append(f"{name} of {process.pid}")
+    return found

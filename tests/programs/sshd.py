@@ -14,8 +14,6 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.programs import programs
 from tests.programs.programs import REPOSITORY, Program, environment, until
 
@@ -24,6 +22,7 @@ REQUIRED = "TRIO_DASK_TESTS_REQUIRE_SSHD"  # .ci/run sets it: there, a test that
 ADDRESSES = tuple(f"127.0.0.{number}" for number in range(2, 10))
 
 CONFIGURATION = """
+{more}
 Port {port}
 {listen}
 HostKey {folder}/host_key
@@ -33,8 +32,7 @@ UsePAM no
 PasswordAuthentication no
 KbdInteractiveAuthentication no
 PidFile none
-SetEnv PYTHONPATH={repository} HOME={folder}/remote_home
-{more}
+SetEnv PYTHONPATH={repository} HOME={remote_home}
 """
 
 
@@ -42,6 +40,8 @@ def need() -> None:
     """Skip the test where there is no OpenSSH, and say how to get it; fail it where OpenSSH is promised."""
     if program() is not None and shutil.which("ssh") is not None:
         return
+    import pytest  # benchmarks use this file without it
+
     why = f"after: {INSTALL}"
     if os.environ.get(REQUIRED):
         pytest.fail(why)
@@ -87,11 +87,17 @@ def make_key(path: Path, passphrase: str = "") -> None:
 
 
 @contextmanager
-def sshd(folder: Path, *more: str, addresses: Sequence[str] = ADDRESSES) -> Iterator[Sshd]:
-    """A server with these further lines of configuration, on a free port of these addresses.
+def sshd(
+    folder: Path,
+    *more: str,
+    addresses: Sequence[str] = ADDRESSES,
+    remote_home: Path | None = None,
+    within: Sequence[str] = (),
+) -> Iterator[Sshd]:
+    """A server with these lines of configuration before ours, on a free port of these addresses, started by `within`.
 
-    A login finds an empty home, for the start-up files of the real one may do anything (pyenv's wait a minute for
-    a lock that a killed shell has left).
+    A login finds `remote_home`, or an empty home, for the start-up files of the real one may do anything (pyenv's
+    wait a minute for a lock that a killed shell has left).
     """
     home = folder / "home" / ".ssh"
     home.mkdir(parents=True)
@@ -112,10 +118,11 @@ def sshd(folder: Path, *more: str, addresses: Sequence[str] = ADDRESSES) -> Iter
             listen="\n".join(f"ListenAddress {address}" for address in addresses),
             folder=folder,
             repository=REPOSITORY,
+            remote_home=remote_home or folder / "remote_home",
             more="\n".join(more),
         )
     )
-    command = [program() or "sshd", "-D", "-f", str(folder / "sshd_config"), "-E", str(folder / "sshd.log")]
+    command = [*within, program() or "sshd", "-D", "-f", str(folder / "sshd_config"), "-E", str(folder / "sshd.log")]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         _wait_until_it_listens(addresses[-1], port, process)
@@ -190,7 +197,7 @@ def launcher(
 
 def run_of(running: Program) -> str:
     """The name of the run."""
-    return running.wait_for(r"^Run (\w+)")
+    return running.wait_for(r"\bRun (\w+) on ")
 
 
 def ready(running: Program) -> tuple[str, str]:
@@ -199,6 +206,6 @@ def ready(running: Program) -> tuple[str, str]:
     return run_of(running), address
 
 
-def nothing_left(run: str, within_s: float = 2.5) -> None:
+def nothing_left(run: str, within_s: float = 2) -> None:
     """Within this time nothing of the run is left."""
     until(lambda: not processes_of(run), within_s, f"no process of run {run}")

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
+from time import monotonic, perf_counter
 
 import pytest
 
@@ -14,7 +14,9 @@ from tests.programs.programs import STAMP, environment
 pytestmark = pytest.mark.slow
 
 SOON_S = 5.0
-"""A second on an idle machine."""
+"""Of a machine that does other things meanwhile; what a program takes by itself is below a second, see at the end."""
+IDLE_S = 0.1
+"""What `--version` takes on an idle machine."""
 WORKER = ("worker", "127.0.0.1:9", "--death-timeout", "60")
 WRONG: Sequence[tuple[Sequence[str | bytes], int, str]] = [
     (("scheduler", "--bokeh-port", "word"), 2, "--bokeh-port: 'word'"),
@@ -65,3 +67,28 @@ def test_a_wrong_command_line_ends_at_once_with_one_line(
     assert text.count("\n") == 1, text
     assert said in STAMP.sub("", text)
     assert monotonic() - began < SOON_S
+
+
+def taken_s(*arguments: str) -> float:
+    """How long a program takes."""
+    began = perf_counter()
+    subprocess.run(
+        [sys.executable, "-m", "trio_dask", *arguments],
+        env=environment(measured=False),
+        capture_output=True,
+        check=False,
+    )
+    return perf_counter() - began
+
+
+def test_a_wrong_command_line_ends_within_a_second() -> None:
+    """Of an idle machine, where `--version` takes `IDLE_S`: they take turns, and a busy machine delays both alike."""
+    lines = [
+        ["worker", "h:0"],
+        ["worker", "127.0.0.1:9", "--contact-address", "1.2.3.4:5"],
+        ["scheduler", "--port", "x"],
+    ]
+    for line in lines:
+        pairs = [(taken_s(*line), taken_s("--version")) for _ in range(5)]
+        wrong_s, version_s = (min(column) for column in zip(*pairs, strict=True))
+        assert wrong_s / version_s * IDLE_S < 1.0, (line, pairs)

@@ -12,11 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import pytest
 import trio
 
-from tests.programs.programs import Program, environment, program, until
+from tests.programs.programs import Program, environment, program, seen_in_proc, until
 from trio_dask import Client, LocalCluster, rpc
 from trio_dask.comm import Endpoint, parse_address
 from trio_dask.comm.connect import connect_data
@@ -129,20 +128,41 @@ def test_a_program_without_the_key_ends_with_status_4_and_one_line(
     assert len(re.findall(words, done.stderr)) == 1
 
 
+SHIFTED = """
+import sys, time
+true, shift = time.time, float(sys.argv.pop(1))
+time.time = lambda: true() + shift
+from trio_dask import __main__
+from trio_dask.security import certificates
+from datetime import timedelta
+now = certificates._now
+certificates._now = lambda: now() + timedelta(seconds=shift)
+__main__.main()
+"""
+"""A program whose clock is wrong by so many seconds."""
+TWENTY_YEARS = 20 * 365.25 * 86400
+
+
+@pytest.mark.parametrize("shift_s", [-TWENTY_YEARS, TWENTY_YEARS], ids=["behind", "ahead"])
+@pytest.mark.parametrize("protocol", ["tcp", "tls"])
+def test_whoever_is_let_in_does_not_depend_on_clocks(tmp_path: Path, protocol: str, shift_s: float) -> None:
+    key, wrong = keyed(tmp_path / "cluster.key"), keyed(tmp_path / "wrong.key")
+    given = ("--cluster-key", str(key))
+    start = ("scheduler", "--host", "127.0.0.1", "--port", "0", "--protocol", protocol)
+    join = ("-m", "trio_dask", "worker", "--nthreads", "1", *given)
+    with program("-c", SHIFTED, str(shift_s), *start, *given) as boss:
+        address = boss.wait_for(SCHEDULER_AT)
+        with program(*join, address) as hand, Client(address, cluster_key=key) as client:
+            hand.wait_for("Registered to")
+            assert client.submit(sum, (1, 2)).result(timeout=20) == 3
+        with pytest.raises(RefusedError, match=ANOTHER):
+            Client(address, cluster_key=wrong)
+        refused = r"^(\d+)-.*\(client\) refused: it has another key than this cluster"
+        year = time.gmtime(time.time() + shift_s).tm_year
+        assert abs(int(boss.wait_for(refused, boss.log)) - year) <= 1, "its clock is wrong"
+
+
 # ---------------------------------------------------------------------------------------------------- the key is secret
-
-
-def seen_in_proc(secret: str) -> list[str]:
-    found = list[str]()
-    for process in psutil.process_iter():
-        for name in ("cmdline", "environ"):
-            try:
-                text = Path(f"/proc/{process.pid}/{name}").read_bytes()
-            except OSError:
-                continue
-            if secret.encode() in text or bytes.fromhex(secret) in text:
-                found.append(f"{name} of {process.pid}")
-    return found
 
 
 def test_a_key_is_nowhere_but_in_its_file(cluster: Cluster) -> None:

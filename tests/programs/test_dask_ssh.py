@@ -17,6 +17,7 @@ from tests.programs.pages import run_page
 from tests.programs.programs import PATIENCE_S, REPOSITORY, Program, program
 from tests.programs.sshd import Sshd, make_key, need, processes_of, sshd
 from trio_dask import Client
+from trio_dask.deploy.ssh.orders import RUN_VARIABLE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -87,6 +88,20 @@ def test_the_scheduler_may_have_a_host_of_its_own(server: Sshd) -> None:
     assert running.errors[-1].endswith("0 processes left on 2 hosts")
 
 
+def test_workers_join_a_scheduler_that_runs_and_leave_it_as_it_was(server: Sshd) -> None:
+    variables = server.environment()
+    with program("-m", "trio_dask", "scheduler", "--host", "127.0.0.1", "--port", "0", env=variables) as scheduler:
+        address = scheduler.wait_for(r"Scheduler at: +(\S+)$")
+        with dask_ssh(server, *server.hosts(2), "--scheduler", address, *MORE[2:]) as running:
+            running.wait_for(r"^Workers +2 workers on 2 hosts$", running.output, timeout_s=SLOW_S)
+            assert running.output[0].endswith(address)
+            with Client(address) as client:
+                assert client.submit(pow, 2, 10).result() == 1024
+                assert running.stop(signal.SIGINT) == 0, running.text
+                assert client.scheduler_info()["workers"] == {}
+        assert scheduler.stop(signal.SIGINT) == 0
+
+
 def test_a_check_starts_nothing_and_tells_every_host_that_fails(server: Sshd) -> None:
     bad = ["no-such-host.invalid", f"{server.hosts(1)[0]} python=/no/such/python"]
     with dask_ssh(server, *bad, server.hosts(2)[1], "--check") as running:
@@ -122,9 +137,11 @@ def test_a_check_tells_that_the_schedulers_port_is_taken(server: Sshd) -> None:
 
 
 def test_what_launchers_have_left_can_be_ended(server: Sshd) -> None:
-    with dask_ssh(server, *server.hosts(2), "--clean") as running:
-        assert running.end(SLOW_S) == 0
-    assert re.fullmatch(r"\d+ process(es)? ended on 2 hosts", running.output[0])
+    with subprocess.Popen(["sleep", "600"], env={**os.environ, RUN_VARIABLE: "leftover"}) as leftover:
+        with dask_ssh(server, *server.hosts(2), "--clean") as running:
+            assert running.end(SLOW_S) == 0
+        assert leftover.wait(PATIENCE_S) == -signal.SIGKILL
+    assert re.fullmatch(r"[1-9]\d* process(es)? ended on 2 hosts", running.output[0])
 
 
 def test_quiet_says_nothing(server: Sshd, tmp_path: Path) -> None:

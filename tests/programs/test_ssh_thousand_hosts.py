@@ -19,6 +19,7 @@ HOSTS = ("good@node[0001-0900]", "bad@node[0901-1000]")
 def test_a_thousand_hosts_take_200_mb_and_20_s(tmp_path: Path) -> None:
     home = tmp_path / ".ssh"
     home.mkdir(mode=0o700)
+    (home / "id_ed25519").touch(mode=0o600)
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(home / "id_ed25519")
     command = [sys.executable, "-m", "tests.deploy.ssh.scripted_server", str(tmp_path)]
     with subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, text=True) as server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -28,11 +29,37 @@ from trio_dask.security.cluster_key import ClusterKey
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 SCARCE = ("sh", "-c", 'ulimit -n 96 && exec "$@"', "sh")
-SAID = {
+OPENING = CallerOpening(Hello(role="worker"), prover(ClusterKey(bytes(32)), 1)).take_to_send()
+HTTP = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: here\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+MESSAGE = b"\x82\xfe" + len(OPENING).to_bytes(2, "big") + bytes(4) + OPENING
+"""The opening in a message of a websocket, masked with zeros."""
+
+
+def _careless() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _hello_of_tls() -> bytes:
+    said = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        _careless().wrap_bio(ssl.MemoryBIO(), said).do_handshake()
+    return said.read()
+
+
+SAID = {"silent": b"", "a byte a second": b"t", "half a proof": OPENING, "HTTP": HTTP}
+SAID_TO_TLS = {
     "silent": b"",
-    "a byte a second": b"t",
-    "half a proof": CallerOpening(Hello(role="worker"), prover(ClusterKey(bytes(32)), 1)).take_to_send(),
-    "HTTP": b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
+    "a byte a second": b"\x16",
+    "half a handshake": _hello_of_tls(),
+    "half a proof": b"",  # said inside TLS
+    "HTTP": HTTP,
 }
 MANY = 10_000
 
@@ -41,12 +68,19 @@ class Crowd:
     """Connections from one address that say what belongs to their kind, and never say who they are."""
 
     def __init__(self, address: str, number: int, kind: str) -> None:
-        host, _, port = address.removeprefix("tcp://").rpartition(":")
-        self.sockets = [socket.create_connection((host, int(port)), timeout=10) for _ in range(number)]
+        scheme, _, place = address.partition("://")
+        host, _, port = place.rpartition(":")
+        self.number = number
+        self.sockets = list[socket.socket]()
+        """Those that were not sent away before they had said what they had to say."""
+        in_tls = scheme if scheme != "tcp" and kind == "half a proof" else ""
+        for _ in range(number):
+            sock = socket.create_connection((host, int(port)), timeout=10)
+            self.sockets += _half_prove(sock, in_tls) if in_tls else [sock]
         self.started = time.monotonic()
         for sock in self.sockets:
             sock.setblocking(False)
-        self._said = SAID[kind]
+        self._said = (SAID if scheme == "tcp" else SAID_TO_TLS)[kind]
         self._say()
         self._leave = threading.Event()
         self._thread = threading.Thread(target=self._say_more)
@@ -74,11 +108,25 @@ class Crowd:
             sock.close()
 
 
+def _half_prove(sock: socket.socket, scheme: str) -> list[socket.socket]:
+    """Agree on TLS and say an opening inside it; nothing is left if the other end has hung up by then."""
+    try:
+        inside = _careless().wrap_socket(sock)
+    except OSError:  # then the socket is closed
+        return []
+    with suppress(OSError):
+        if scheme == "wss":
+            inside.sendall(UPGRADE)
+            inside.recv(4096)
+        inside.sendall(OPENING if scheme == "tls" else MESSAGE)
+    return [inside]
+
+
 def _is_connected(sock: socket.socket) -> bool:
     try:
         while sock.recv(4096):  # it may have been asked for its proof
             pass
-    except BlockingIOError:
+    except (BlockingIOError, ssl.SSLWantReadError):
         return True
     except OSError:
         pass
@@ -123,8 +171,8 @@ def told(lines: list[str]) -> int:
     return len(lines) + sum(int(found[1]) for line in lines if (found := re.search(r"\(and (\d+) more", line)))
 
 
-def suffer(kind: str, number: int, within: tuple[str, ...], *, to_the_end: bool) -> None:
-    with scheduler(within=within) as running:
+def suffer(kind: str, number: int, within: tuple[str, ...], *, to_the_end: bool, scheme: str = "tcp") -> None:
+    with scheduler("--protocol", scheme, within=within) as running:
         address = running.wait_for(r"Scheduler at: +(\S+)")
         time_to_get_in(address)
         memory = Rss(running.process.pid)
@@ -138,11 +186,11 @@ def suffer(kind: str, number: int, within: tuple[str, ...], *, to_the_end: bool)
                 assert time_to_get_in(address) < 1
         running.process.terminate()
         running.end()
-        assert memory.most < 50
+        assert memory.most < (50 if scheme == "tcp" else 100)
         lines = complaints(running)
         assert len(lines) <= 20, "\n".join(lines)
         if to_the_end:
-            assert told(lines) == len(strangers.sockets)
+            assert told(lines) == strangers.number
 
 
 def test_ten_thousand_silent_connections_keep_no_client_out() -> None:
@@ -153,6 +201,18 @@ def test_ten_thousand_silent_connections_keep_no_client_out() -> None:
 @pytest.mark.parametrize("within", [(), SCARCE], ids=["", "96 descriptors"])
 def test_strangers_keep_no_client_out(kind: str, within: tuple[str, ...]) -> None:
     suffer(kind, MANY // 10, within, to_the_end=False)
+
+
+@pytest.mark.parametrize("scheme", ["tls", "wss"])
+def test_a_thousand_silent_connections_to_tls_keep_no_client_out_and_go(scheme: str) -> None:
+    suffer("silent", MANY // 10, (), to_the_end=True, scheme=scheme)
+
+
+@pytest.mark.parametrize("scheme", ["tls", "wss"])
+@pytest.mark.parametrize("kind", ["a byte a second", "half a handshake", "half a proof", "HTTP"])
+@pytest.mark.parametrize("within", [(), SCARCE], ids=["", "96 descriptors"])
+def test_strangers_that_want_tls_keep_no_client_out(kind: str, scheme: str, within: tuple[str, ...]) -> None:
+    suffer(kind, MANY // 100, within, to_the_end=False, scheme=scheme)
 
 
 async def _get_in(address: str) -> None:
@@ -234,3 +294,14 @@ def test_a_stranger_at_the_port_of_a_killed_scheduler_ends_no_worker(tmp_path: P
 @pytest.mark.parametrize("within", [(), SCARCE], ids=["", "96 descriptors"])
 def test_ten_thousand_strangers_keep_no_client_out_and_go(kind: str, within: tuple[str, ...]) -> None:
     suffer(kind, MANY, within, to_the_end=True)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("scheme", ["tls", "wss"])
+@pytest.mark.parametrize("kind", SAID_TO_TLS)
+@pytest.mark.parametrize("within", [(), SCARCE], ids=["", "96 descriptors"])
+def test_ten_thousand_strangers_that_want_tls_keep_no_client_out_and_go(
+    kind: str, within: tuple[str, ...], scheme: str
+) -> None:
+    handshakes = kind == "half a proof"  # which cost this end as much as the other one
+    suffer(kind, MANY // 10 if handshakes else MANY, within, to_the_end=True, scheme=scheme)

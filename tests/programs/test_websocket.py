@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
+import ssl
 from pathlib import Path
 
 import pytest
 
 from tests.programs.sites import open_site
+from tests.security.pem import Files, write_files
 from trio_dask import Client
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(90)]
@@ -28,3 +31,45 @@ def test_a_cluster_over_websockets_works_and_ends_in_good_order(tmp_path: Path, 
         assert scheduler.stop(signal.SIGTERM) == 0
         for program in (worker, scheduler):
             assert "Traceback" not in program.text
+
+
+@pytest.mark.parametrize("protocol", ["ws", "wss"])
+def test_a_page_in_a_browser_does_not_reach_a_scheduler_that_asks_for_nothing(tmp_path: Path, protocol: str) -> None:
+    files = write_files(tmp_path)
+    with open_site(tmp_path) as site:
+        more = files.options() if protocol == "wss" else []
+        open_to_all = ("--host", "127.0.0.1", "--port", "0", "--protocol", protocol, "--no-auth", *more)
+        scheduler = site.start("scheduler", *open_to_all)
+        address = scheduler.wait_for(rf"Scheduler at:   ({protocol}://127\.0\.0\.1:\d+)")
+        place = address.partition("://")[2]
+        answers = [
+            ask(place, files if more else None, origin) for origin in ("", "http://evil.example", f"http://{place}")
+        ]
+        assert [answer.partition(b"\r\n")[0].split()[1] for answer in answers] == [b"101", b"403", b"403"]
+        for origin in ("http://evil.example", f"http://{place}"):
+            scheduler.wait_for(f"closed: a browser called, for a page of '{origin}'$")
+        assert sum("a browser called" in line for line in scheduler.errors) == 2
+        scheduler.stop(signal.SIGTERM)
+
+
+def ask(place: str, files: Files | None, origin: str) -> bytes:
+    """The answer to the request of a browser, which names its page."""
+    host, _, port = place.rpartition(":")
+    lines = [
+        "GET / HTTP/1.1",
+        f"Host: {place}",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+        *([f"Origin: {origin}"] if origin else []),
+    ]
+    with socket.create_connection((host, int(port)), timeout=10) as plain:
+        connection: socket.socket = plain
+        if files is not None:
+            context = ssl.create_default_context(cafile=files.ca)
+            context.load_cert_chain(files.certificate, files.key)
+            connection = context.wrap_socket(plain, server_hostname=host)
+        with connection:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode())
+            return connection.recv(65536)

@@ -95,6 +95,8 @@ def test_two_ends_whose_keys_differ_part_before_the_caller_has_said_anything(
     assert isinstance(seen, Refusal)
     assert (refusal.kind, seen.kind) == ("key", "key")
     assert re.search(words, refusal.reason)
+    assert refusal.remedy
+    assert refusal.reason.endswith(refusal.remedy)
     assert listener.hello is not None
     assert listener.hello.name == ""
 
@@ -117,8 +119,13 @@ def test_a_caller_that_cannot_be_served_is_refused_before_it_is_admitted(hello: 
     assert re.search(words, refusal.reason)
 
 
+def test_what_a_listener_without_a_proof_says_to_do_is_no_remedy() -> None:
+    said = encode_envelope(Refusal("no; run: rm -r /", "version", "run: rm -r /"))
+    assert new_caller(ours=prover(KEY, 1)).receive(said) == Refusal(unproved("no; run: rm -r /"), "version")
+
+
 def test_a_refusal_to_admit_reaches_the_caller_in_its_own_words() -> None:
-    refusal = Refusal("the name c1 is taken", "name")
+    refusal = Refusal("the name c1 is taken; take another", "name", "take another")
     assert meet(new_caller(), new_opening(admit=lambda _: refusal)) == (refusal, refusal)
 
 

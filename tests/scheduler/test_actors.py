@@ -80,9 +80,10 @@ def test_an_actor_is_neither_copied_nor_dropped_as_surplus() -> None:
     client = kit.client()
     home = hosted(kit, client)
     other = kit.worker()
-    client.send(m.Replicate(1, (("actor", other.address),), (("actor", home.address),)))
+    client.send(m.Replicate(1, ("actor",), 0, (), 2), m.Replicate(2, ("actor",), 1, (other.address,), 2))
+    client.send(m.Rebalance(3, (), ()))
     kit.tick(0.1)
-    assert payloads(client) == [{"missing": ()}]
+    assert payloads(client) == [{"missing": ()}] * 3
     assert not other.take(m.Acquire)
     assert not home.take(m.Free)
 

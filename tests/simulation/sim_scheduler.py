@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tests.simulation.sim_network import Link, Pipe, Timeline
-from trio_dask.ids import Incarnation, PeerId, RunId
+from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.protocol import codec
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Goodbye, Leave, Message, WorkerExited
+from trio_dask.protocol.messages import Free, Goodbye, Leave, Message, WorkerExited
 from trio_dask.scheduler.core import Admit, ClosePeer, CoreSettings, SchedulerCore
 from trio_dask.scheduler.core.retirement import ATTEMPTS
 from trio_dask.scheduler.core.state import State
@@ -30,6 +30,8 @@ class SimScheduler:
         self.incarnation = Incarnation("scheduler.0")
         self.core = SchedulerCore(settings, self.incarnation)
         self.links: dict[PeerId, Link] = {}
+        self.on_free: Callable[[Sequence[Key]], None] = lambda keys: None
+        """Hears of what a worker is told to drop, as it is told."""
         self.leaves: list[str] = []
         """Results that were lost when workers were dismissed."""
         self._settings = settings
@@ -111,6 +113,9 @@ class SimScheduler:
         for peer, messages in self.core.drain().items():
             if any(isinstance(message, Leave) for message in messages):
                 self._check_leave(peer)
+            for message in messages:
+                if isinstance(message, Free):
+                    self.on_free(message.keys)
             if peer in self.links:
                 self.links[peer].to_peer.send(messages)
         while self.core.requests:
@@ -129,12 +134,12 @@ class SimScheduler:
         if worker is None or not any(other.phase is HERE for other in state.workers.values()):
             return
         retirement = worker.phase.retirement
-        copies = {} if retirement is None else retirement.copies
+        attempts = {} if retirement is None else retirement.attempts
         for task in worker.holds:
             alone = isinstance(task.phase, InMemory) and all(
                 holder.phase.retirement is not None for holder in task.phase.holders
             )
-            if alone and copies.get(task, (None, 0))[1] < ATTEMPTS:
+            if alone and attempts.get(task, 0) < ATTEMPTS:
                 self.leaves.append(f"{worker.info.name} was sent away with the only copy of {task.key}")
 
     def _tick(self) -> None:

@@ -81,6 +81,8 @@ class SimWorker:
         self._plugin_orders: deque[SetUpPlugin | TearDownPlugin] = deque()
         self._fetches: dict[FetchId, None] = {}
         self._heard_at = 0.0
+        self.lives = 0
+        """How often it has begun with nothing."""
         self._sessions = 0
         self._session: tuple[Incarnation, Incarnation] | None = None
         network.workers[self.address] = self
@@ -113,6 +115,7 @@ class SimWorker:
         if not returned and self._session is not None:
             self.fatal.update(list(self._unseen))
             self.core.reset(self.timeline.now)
+            self.lives += 1
             self._session = None
             self.pump()
         if isinstance(answer, Refusal):
@@ -192,6 +195,15 @@ class SimWorker:
             self.core.set_paused(True)
             self.pump()
             self.timeline.after(seconds, resume)
+
+    def put(self, key: Key, value: int, client: str) -> bool:
+        """A client puts a value here; False if it is not taken."""
+        self.store[key] = value
+        is_kept = self.core.stored(key, 64, "int", client, self.timeline.now)
+        if not is_kept:
+            del self.store[key]
+        self.pump()
+        return is_kept
 
     def receive(self, messages: Sequence[Message]) -> None:
         """A batch from the scheduler has arrived."""

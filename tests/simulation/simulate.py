@@ -3,9 +3,9 @@
 Each seed is one small history: a random graph, clients that submit it task by task or in parts, read, cancel, retry,
 release and vanish, workers that join, die, drain, are retired or short of memory, links that delay and are cut, for a
 moment or for long, and a scheduler that is killed and started again. In half of them users share locks, queues and the
-like as well. First safety: every event is followed by the
-invariants of the cores. Then the faults stop, and liveness is demanded: within a bound everything that is still wanted
-has finished, with the value of a plain evaluation of the graph, and when the clients have left nothing is left of it
+like as well, in half of them they scatter, copy and move data. First safety: every event is followed by the invariants
+of the cores. Then the faults stop, and liveness is demanded: within a bound everything that is still wanted has
+finished, with the value of a plain evaluation of the graph, and when the clients have left nothing is left of it
 anywhere.
 """
 
@@ -24,6 +24,7 @@ from tests.simulation.random_graphs import Job, compute, expected, random_jobs, 
 from tests.simulation.sim_client import SimClient, Unpicklable
 from tests.simulation.sim_coordination import Sharing, check_forgotten
 from tests.simulation.sim_network import Timeline
+from tests.simulation.sim_placing import Placing
 from tests.simulation.sim_plugins import Plugging
 from tests.simulation.sim_scheduler import SimScheduler, state_of
 from tests.simulation.sim_topics import Hearing, check_unheard
@@ -60,6 +61,7 @@ class World:
         *,
         in_parts: bool | None = None,
         shares: bool | None = None,
+        places: bool | None = None,
         extras: bool | None = None,
     ) -> None:
         self.seed = seed
@@ -111,6 +113,16 @@ class World:
             self.submit(client, [self.jobs[key] for key in self.graph])
         self.submit(self.clients[0], list(self.renewable.values()))
         self.sharing = Sharing(seed, self.timeline, self.clients, shares=shares)
+        self.placing = Placing(
+            seed,
+            self.timeline,
+            self.scheduler,
+            self.clients,
+            self.workers,
+            renewable=self.renewable,
+            renew=self.renew,
+            places=places,
+        )
 
     # ------------------------------------------------------------------------------------------ what happens
 
@@ -324,11 +336,13 @@ class World:
             self.timeline.at(self.rng.random() * TROUBLE_S, self.trouble)
         self.timeline.run(until=TROUBLE_S)
         self.sharing.calm()
+        self.placing.calm()
         self.plugging.calm()
         self.hearing.calm()
         self.add_worker()  # others may be on their way out
         self.timeline.run(until=TROUBLE_S + HEALING_S)
         self.sharing.check()
+        self.placing.check(self.expected)
         self.plugging.check()
         self.hearing.check()
         clients = [client for client in self.clients if client.open]
@@ -373,7 +387,9 @@ class World:
         session = state_of(self.scheduler.core).clients[client.peer]
         assert not session.holds, f"{client.name} still holds {list(session.holds)}"
         for task in session.wants:
-            assert task.key in client.futures, f"{task} is kept for {client.name}, which has no future for it"
+            assert task.key in client.futures or task.key in self.placing.values, (
+                f"{task} is kept for {client.name}, which has no future for it"
+            )
 
     def _check_values(self, client: SimClient) -> None:
         read = [state for state, _ in client.values]
@@ -406,6 +422,7 @@ def run_seed(
     *,
     in_parts: bool | None = None,
     shares: bool | None = None,
+    places: bool | None = None,
     extras: bool | None = None,
 ) -> None:
     """Run the history of one seed, with an injected bug if there is one.
@@ -413,7 +430,7 @@ def run_seed(
     Raises `Failure` if something does not hold.
     """
     try:
-        world = World(seed, in_parts=in_parts, shares=shares, extras=extras)
+        world = World(seed, in_parts=in_parts, shares=shares, places=places, extras=extras)
         with bug(world) if bug is not None else nullcontext():
             world.run()
     except Exception as error:  # any error, of a core or of the oracle, means that the seed does not hold

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from trio_dask._version import __version__
-from trio_dask.errors import UnavailableError
+from trio_dask.errors import TrioDaskError, UnavailableError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.host_limits import cpus, memory
 from trio_dask.parsing import LEAST_MEMORY_BYTES, format_bytes
@@ -49,14 +48,10 @@ def _wrong(name: str, text: str, remedy: str) -> Check:
     return Check(name, text, remedy, ExitStatus.REFUSED)
 
 
-_REMEDY = re.compile(r"; |: (?=(?:copy|leave|name|run|use) )")
-"""Where in our messages the remedy begins: a convention and no type, as a refusal is one text on the wire as well."""
-
-
-def refused(name: str, error: Exception, remedy: str = "", *, otherwise: str = "") -> Check:
-    """What an error says. Without a `remedy` it is the one in the message, or `otherwise`."""
-    text, *own = _REMEDY.split(str(error), maxsplit=1)
-    return _wrong(name, text, remedy or "".join(own) or otherwise)
+def refused(name: str, error: TrioDaskError, remedy: str = "", *, otherwise: str = "") -> Check:
+    """What an error says. Without a `remedy` it is the error's own, or `otherwise`."""
+    text = str(error).removesuffix(error.remedy).rstrip("; :")
+    return _wrong(name, text, remedy or error.remedy or otherwise)
 
 
 def remedy_of_lack(error: Exception, scheduler_file: str | None) -> str:

@@ -158,7 +158,7 @@ def naming(option: str) -> Generator[None]:
         raise
     except (UsageError, UnavailableError) as error:
         kind = UsageError if isinstance(error, UsageError) else UnavailableError
-        raise kind(f"{given_as(option)}: {error}") from error
+        raise kind(f"{given_as(option)}: {error}", remedy=error.remedy) from error
 
 
 def check_interface(name: str | None) -> None:

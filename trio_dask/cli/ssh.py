@@ -30,6 +30,7 @@ from trio_dask.cli.worker import check_elsewhere
 from trio_dask.cli.worker import worker as dask_worker
 from trio_dask.config import FILE, ClientSettings, options_of
 from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, host_line, read_hosts
+from trio_dask.deploy.ssh.key_files import check_private_key
 from trio_dask.deploy.ssh.options import (
     ANY_SCHEDULER,
     FAILURES,
@@ -40,7 +41,7 @@ from trio_dask.deploy.ssh.options import (
     WORKERS,
     LauncherSettings,
     LocalScheduler,
-    check_workers,
+    check_settings,
     place_scheduler,
     scheduler_arguments,
     worker_arguments,
@@ -160,11 +161,12 @@ def _settings(context: click.Context) -> LauncherSettings:
         worker_options=context.meta[WORKER_OPTIONS],
         output="quiet" if options["quiet"] else "all" if verbose else "warnings",
     )
-    for option, path in (("--ssh-private-key", settings.ssh_private_key), ("--ssh-config", settings.ssh_config)):
-        if path is not None and not os.path.isfile(os.path.expanduser(path)):
-            raise UnavailableError(f"{option}: there is no file {path!a}")
+    if settings.ssh_private_key is not None:
+        check_private_key(settings.ssh_private_key)
+    if settings.ssh_config is not None and not os.path.isfile(os.path.expanduser(settings.ssh_config)):
+        raise UnavailableError(f"--ssh-config: there is no file {settings.ssh_config!a}")
     _check_worker_options(settings.worker_options)
-    check_workers(settings)
+    check_settings(settings)
     return settings
 
 

@@ -384,8 +384,9 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
     ) -> Waiting[Any]:
         """Put values onto workers; futures in the shape of `data` (a list, tuple, set, dict, or a single value).
 
-        Equal values have equal keys, unless `hash` is False. With `broadcast` every worker gets a copy, or, if it is
-        a number, as many workers. Scattered data cannot be computed again: with the last copy it is lost.
+        Equal values have equal keys, unless `hash` is False. With `broadcast` every worker of `workers` (by default
+        all) gets a copy, or, if it is a number, as many of them: the workers pass it on to each other. Scattered data
+        cannot be computed again: with the last copy it is lost.
         """
         data = materialize(data)
         items = scatter_items(data, hashed=hash)

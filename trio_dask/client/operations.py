@@ -303,7 +303,7 @@ async def _run(
     *,
     repeatable: bool = False,
 ) -> dict[str, Any]:
-    addresses = await _addresses(engine, workers)
+    addresses = list(await described_workers(engine, workers))
     frames = [memoryview(frame).cast("B") for frame in dump_value((function, args, dict(kwargs)))]
     outcomes: dict[str, Any] = {}
     errors: dict[str, BaseException] = {}
@@ -352,8 +352,8 @@ async def outcomes_of_workers(
     return await _run(engine, function, args, {}, None, "return", limit_s, repeatable=True)
 
 
-async def _addresses(engine: Engine, workers: Workers) -> list[str]:
-    """The addresses of these workers, given by name or address; of all, if none are given.
+async def described_workers(engine: Engine, workers: Workers) -> Mapping[str, WorkerInfo]:
+    """What the scheduler says of these workers, given by name or address, or of all; by address.
 
     Raises `UsageError` for one that is not there.
     """
@@ -363,7 +363,7 @@ async def _addresses(engine: Engine, workers: Workers) -> list[str]:
     for name in names:
         if name not in known:
             raise UsageError(f"there is no worker {name!r}")
-    return list(info)
+    return info
 
 
 async def _call(

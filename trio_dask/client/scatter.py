@@ -14,8 +14,9 @@ from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
 from trio_dask.client.nested_futures import is_dict, is_series, series_like
+from trio_dask.client.replicas import add_copies
 from trio_dask.client.task_errors import no_value
-from trio_dask.client.task_options import Workers, worker_names
+from trio_dask.client.task_options import Workers, whole_number, worker_names
 from trio_dask.client.wait_signals import SettleWaiter
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
@@ -70,38 +71,34 @@ def reshaped(data: Any, futures: Sequence[Any]) -> Any:
 async def put_all(
     engine: Engine, items: Sequence[ScatterItem], states: Sequence[KeyState], workers: Workers, broadcast: bool | int
 ) -> None:
-    """Send each value to one worker, by turns, or to as many as `broadcast` says; wait until it counts as a result.
+    """Send each value to one worker, by turns, unless it is there already; wait until it counts as a result.
 
-    Values that are there already are not sent again.
+    With `broadcast` the workers then copy it among themselves until as many have it (True: all).
 
     Raises `UsageError` if there is no such worker, `ClusterError` if no worker takes a value.
     """
+    number = 0 if isinstance(broadcast, bool) else whole_number("broadcast", broadcast, 0, 2**31)
     addresses = await _targets(engine, workers)
     missing = [item for item, state in zip(items, states, strict=True) if state.status == "pending"]
     missing = list({item.key: item for item in missing}.values())
     turns = _turns(addresses)
-    copies = len(addresses) if broadcast is True else min(max(1, broadcast), len(addresses))
     loads: dict[str, deque[ScatterItem]] = {address: deque() for address in addresses}
     for item in missing:
-        chosen: set[str] = set()
-        while len(chosen) < copies:
-            chosen.add(next(turns))
-        for address in chosen:
-            loads[address].append(item)
+        loads[next(turns)].append(item)
     failures: list[str] = []
     stranded: list[ScatterItem] = []
     async with trio.open_nursery() as nursery:
         for address, load in loads.items():
             if load:
                 nursery.start_soon(_put_each, engine, address, load, failures, stranded)
-    for item in stranded if not broadcast else ():
+    for item in stranded:
         await _put_anywhere(engine, item, addresses, failures)
-    if broadcast and failures:
-        raise ClusterError(f"not every worker accepted the data: {failures[0]}")
     await engine.wait_for_async(states, SettleWaiter(len(states), len(states)))
     for state in states:
         if state.failure is not None:
             raise no_value(state, "")
+    if states and (broadcast is True or number > 1):
+        await add_copies(engine, states, number, workers)
 
 
 async def _targets(engine: Engine, workers: Workers) -> dict[str, int]:

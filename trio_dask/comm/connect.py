@@ -99,7 +99,7 @@ async def _call(
         raise _CannotReachError(_reason(error, timeout_s, connected=connected)) from error
     if isinstance(answer, Refusal):
         await transport.aclose()
-        raise (ProvenRefusal if opening.is_proven else RefusedError)(answer.reason, answer.kind)
+        raise (ProvenRefusal if opening.is_proven else RefusedError)(answer.reason, answer.kind, remedy=answer.remedy)
     return transport, answer, opening.rest
 
 

@@ -35,8 +35,8 @@ _BACK_OFF_S = 0.2
 
 _LACKS_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-Open = Callable[[socket.socket, trio.Nursery], "Transport"]
-"""Makes a transport of a connected socket; what that does in the background runs in the nursery."""
+Open = Callable[[socket.socket, Address, trio.Nursery], "Transport"]
+"""Makes a transport of the socket of this peer; what that does in the background runs in the nursery."""
 
 
 Hear = Callable[["Doorstep", "Stranger", float], Awaitable[None]]
@@ -190,7 +190,7 @@ class _SocketStranger:
             self._selector = None
 
     def open(self, nursery: trio.Nursery) -> Transport:
-        self._transport = self._open(self._socket, nursery)
+        self._transport = self._open(self._socket, self._address, nursery)
         return self._transport
 
     def has_input(self) -> bool:

@@ -46,7 +46,8 @@ def check_protection(address: Address, tls: Tls | None, *, has_key: bool) -> Non
     """Refuse to connect or to listen where that would be less protected than it has to be. Raises `UsageError`."""
     if tls is not None and tls.is_required and not (address.is_encrypted or address.is_in_process):
         why = "which is required here (certificates, or require_encryption)"
-        raise UsageError(f"{address} has no TLS, {why}; with TLS it is {twin(address)}")
+        remedy = f"with TLS it is {twin(address)}"
+        raise UsageError(f"{address} has no TLS, {why}; {remedy}", remedy=remedy)
     if address.is_encrypted and not has_key and (tls is None or tls.config is None):
         remedy = "give --tls-ca-file, --tls-cert and --tls-key, or leave --no-auth out"
-        raise UsageError(f"{address} without certificates relies on the cluster's key; {remedy}")
+        raise UsageError(f"{address} without certificates relies on the cluster's key; {remedy}", remedy=remedy)

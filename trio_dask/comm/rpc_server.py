@@ -59,6 +59,7 @@ def admit_control(here: Hello) -> Callable[[Hello, Transport], Welcome | Refusal
     def admit(hello: Hello, transport: Transport) -> Welcome | Refusal:
         if hello.role in ("control", "data"):
             return Welcome(incarnation=here.incarnation)
-        return Refusal(f"this is a {here.role}, not a scheduler; give the {hello.role} a scheduler's address", "role")
+        remedy = f"give the {hello.role} a scheduler's address"
+        return Refusal(f"this is a {here.role}, not a scheduler; {remedy}", "role", remedy)
 
     return admit

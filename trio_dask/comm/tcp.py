@@ -34,13 +34,16 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
 
 
 class TcpTransport:
-    """`Transport` over a connected TCP socket, which it owns."""
+    """`Transport` over a connected TCP socket, which it owns.
+
+    `peer` is what is known of the other end besides; its scheme is that of the transport on top of this one.
+    """
 
     channel_binding = b""
     peer_units: frozenset[str] = frozenset()
     thread_safe_send = True
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, peer: Address | None = None) -> None:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -49,7 +52,7 @@ class TcpTransport:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
         self._socket = sock
         self._closed = False
-        self.remote, self.is_local = _peer_of(sock)
+        self.remote, self.is_local = _peer_of(sock, peer)
 
     def __repr__(self) -> str:
         return f"<TcpTransport to {self.remote}>"
@@ -166,7 +169,10 @@ class TcpListener:
         self.address = Address(scheme, host, port)
 
     def attach(self, doorstep: Doorstep) -> None:
-        doorstep.open(self._socket, self.address, lambda sock, nursery: self._build(TcpTransport(sock), nursery))
+        doorstep.open(self._socket, self.address, self._open)
+
+    def _open(self, sock: socket.socket, peer: Address, nursery: trio.Nursery) -> Transport:
+        return self._build(TcpTransport(sock, peer), nursery)
 
     def close(self) -> None:
         self._socket.close()
@@ -225,7 +231,7 @@ async def connect_tcp(endpoint: Endpoint, nursery: trio.Nursery | None = None) -
     """
     address = endpoint.address
     stream = await trio.open_tcp_stream(resolvable(address.host) or "", address.port)
-    return TcpTransport(socket.socket(fileno=stream.socket.detach()))
+    return TcpTransport(socket.socket(fileno=stream.socket.detach()), address)
 
 
 def _reason(error: OSError) -> str:
@@ -242,14 +248,15 @@ def _reason(error: OSError) -> str:
             return os.strerror(code) if code else str(error)
 
 
-def _peer_of(sock: socket.socket) -> tuple[str, bool]:
+def _peer_of(sock: socket.socket, known: Address | None) -> tuple[str, bool]:
     """The name of the other end, and whether it has our own address."""
+    scheme = known.scheme if known else SCHEME
     try:
         host, port = sock.getpeername()[:2]
-        return str(Address(SCHEME, host, port)), host == sock.getsockname()[0]
+        return str(Address(scheme, host, port)), host == sock.getsockname()[0]
     except OSError:
         # Gone already; the first use of the transport will say so.
-        return f"{SCHEME}://(gone)", False
+        return str(known) if known else f"{scheme}://(gone)", False
 
 
 register(TransportKind(SCHEME, connect_tcp, bind_tcp))

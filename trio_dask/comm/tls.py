@@ -25,7 +25,6 @@ import trio
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.tcp import TcpListener, TcpTransport, bind_tcp, connect_tcp
 from trio_dask.comm.transport import Bytes, ConnectionLost, NoTlsError
-from trio_dask.config import DEFAULT_TLS_SCHEME
 from trio_dask.errors import ProtocolError, RefusedError, TrioDaskError
 from trio_dask.protocol.hello import Refusal, encode_envelope, is_hello
 from trio_dask.security.tls_contexts import Tls, TlsContext
@@ -61,7 +60,7 @@ class TlsTransport:
 
     def __init__(self, tcp: TcpTransport, context: TlsContext, *, server_name: str | None = None) -> None:
         """One end: of a caller that asks for `server_name`, or of the listener, without one."""
-        self.remote = f"{DEFAULT_TLS_SCHEME}://{tcp.remote.partition('://')[2]}"
+        self.remote = tcp.remote
         self.is_local = tcp.is_local
         self._tcp = tcp
         self._is_listener = server_name is None
@@ -150,8 +149,8 @@ class TlsTransport:
     async def _answer_plainly(self, data: bytes) -> None:
         """Tell a peer that speaks without TLS, if it is one of ours, what is missing."""
         if self._is_listener and is_hello(data):
-            reason = "what listens here speaks TLS only; its address begins with tls:// or wss://"
-            answer = Refusal(reason, "encryption")
+            remedy = "its address begins with tls:// or wss://"
+            answer = Refusal(f"what listens here speaks TLS only; {remedy}", "encryption", remedy)
             await self._tcp.send_all(encode_envelope(answer))
             await self._tcp.aclose()
             raise ProtocolError("it does not speak TLS; give it an address with TLS")
@@ -191,10 +190,11 @@ class TlsTransport:
     def _refusal(self, what: str) -> TrioDaskError:
         if self._is_listener:
             return ProtocolError(f"it does not accept the certificate of this listener: {what}")
-        remedy = "; give --tls-ca-file, --tls-cert and --tls-key, or Security(...)" if "required" in what else ""
-        return RefusedError(
-            f"{self.remote} does not accept the certificate of this caller: {what}{remedy}", "encryption"
-        )
+        text = f"{self.remote} does not accept the certificate of this caller: {what}"
+        if "required" not in what:
+            return RefusedError(text, "encryption")
+        remedy = "give --tls-ca-file, --tls-cert and --tls-key, or Security(...)"
+        return RefusedError(f"{text}; {remedy}", "encryption", remedy=remedy)
 
     # --------------------------------------------------------------------------------------------------------- sending
 

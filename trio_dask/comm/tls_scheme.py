@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Sequence
-
-import trio
-
-from trio_dask.comm.endpoint import Endpoint
-from trio_dask.comm.transport import Listener, Transport, TransportKind, register
+from trio_dask.comm.transport import Connect, Listen, register_late
 
 SCHEME = "tls"
 
 
-async def _connect(endpoint: Endpoint, nursery: trio.Nursery) -> Transport:
-    from trio_dask.comm.tls import connect_tls
+def _load() -> tuple[Connect, Listen]:
+    from trio_dask.comm.tls import bind_tls, connect_tls
 
-    return await connect_tls(endpoint, nursery)
-
-
-def _listen(endpoint: Endpoint, sock: socket.socket | None) -> Sequence[Listener]:
-    from trio_dask.comm.tls import bind_tls
-
-    return bind_tls(endpoint, sock)
+    return connect_tls, bind_tls
 
 
-register(TransportKind(SCHEME, _connect, _listen, is_encrypted=True))
+register_late(SCHEME, _load, is_encrypted=True)

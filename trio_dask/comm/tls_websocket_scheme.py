@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
-import trio
+from trio_dask.comm.transport import Connect, Listen, Listener, register_late
 
-from trio_dask.comm.endpoint import Endpoint
-from trio_dask.comm.transport import Listener, Transport, TransportKind, register
+if TYPE_CHECKING:
+    from trio_dask.comm.endpoint import Endpoint
 
 SCHEME = "wss"
 
 
-async def _connect(endpoint: Endpoint, nursery: trio.Nursery) -> Transport:
-    from trio_dask.comm.tls import connect_tls
-    from trio_dask.comm.websocket import connect_websocket
+def _load() -> tuple[Connect, Listen]:
+    from trio_dask.comm.tls import connect_tls, secure_listener
+    from trio_dask.comm.websocket import bind_websocket, connect_websocket
 
-    return await connect_websocket(endpoint, nursery, connect_tls)
+    def listen(endpoint: Endpoint, sock: socket.socket | None) -> Sequence[Listener]:
+        return bind_websocket(endpoint, sock, secure_listener(endpoint))
 
-
-def _listen(endpoint: Endpoint, sock: socket.socket | None) -> Sequence[Listener]:
-    from trio_dask.comm.tls import secure_listener
-    from trio_dask.comm.websocket import bind_websocket
-
-    return bind_websocket(endpoint, sock, secure_listener(endpoint))
+    return partial(connect_websocket, connect=connect_tls), listen
 
 
-register(TransportKind(SCHEME, _connect, _listen, is_encrypted=True))
+register_late(SCHEME, _load, is_encrypted=True)

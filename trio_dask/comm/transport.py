@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, cast
 
 import trio
 
@@ -151,6 +151,10 @@ class Listener(Protocol):
         ...
 
 
+Connect: TypeAlias = "Callable[[Endpoint, trio.Nursery], Awaitable[Transport]]"
+Listen: TypeAlias = "Callable[[Endpoint, socket.socket | None], Sequence[Listener]]"
+
+
 class TransportKind(NamedTuple):
     """How to connect and to listen at the addresses of one scheme.
 
@@ -162,8 +166,8 @@ class TransportKind(NamedTuple):
     """
 
     scheme: str
-    connect: Callable[[Endpoint, trio.Nursery], Awaitable[Transport]]
-    listen: Callable[[Endpoint, socket.socket | None], Sequence[Listener]]
+    connect: Connect
+    listen: Listen
     is_encrypted: bool = False
     is_in_process: bool = False
     """Whether both ends are in one Trio run; an address then is a name and has no port."""
@@ -176,6 +180,18 @@ TRANSPORTS: dict[str, TransportKind] = {}
 def register(kind: TransportKind) -> None:
     """Make a kind of transport known under its scheme."""
     TRANSPORTS[kind.scheme] = kind
+
+
+def register_late(scheme: str, load: Callable[[], tuple[Connect, Listen]], *, is_encrypted: bool = False) -> None:
+    """Make a kind of transport known whose code `load` imports, at the first use."""
+
+    async def connect(endpoint: Endpoint, nursery: trio.Nursery) -> Transport:
+        return await load()[0](endpoint, nursery)
+
+    def listen(endpoint: Endpoint, sock: socket.socket | None) -> Sequence[Listener]:
+        return load()[1](endpoint, sock)
+
+    register(TransportKind(scheme, connect, listen, is_encrypted))
 
 
 def first_error(error: BaseException) -> BaseException:

@@ -140,8 +140,8 @@ class WebSocketTransport:
     thread_safe_send = False
     fd = None
 
-    def __init__(self, tcp: Carrier, scheme: str, cleanup_s: float) -> None:
-        self.remote = f"{scheme}://{tcp.remote.partition('://')[2]}"
+    def __init__(self, tcp: Carrier, cleanup_s: float) -> None:
+        self.remote = tcp.remote
         self.is_local = tcp.is_local
         self._tcp = tcp
         self._cleanup_s = cleanup_s
@@ -183,7 +183,7 @@ class WebSocketTransport:
                             self._end = self._stream.end or ProtocolError("not a websocket peer: no handshake came")
                         self._agreed.set()
                 except Exception as error:  # whatever trio-websocket raises for what a peer did
-                    self._end = _failure(error)
+                    self._end = self._stream.end or _failure(error)
                     self._agreed.set()
                 await trio.sleep_forever()  # until this is closed, or a cancelled owner's time is over
             if not self._closed:
@@ -328,6 +328,8 @@ def _end(closed: ConnectionClosed) -> Exception:
 def _failure(error: Exception) -> ProtocolError:
     """What the reader raised, in words."""
     cause = first_error(error)
+    if isinstance(cause, ProtocolError):
+        return cause
     if isinstance(cause, ConnectionRejected):
         return ProtocolError(f"not a websocket peer: it answered with the HTTP status {cause.status_code}")
     return ProtocolError(f"not a websocket peer: {cause!r}")
@@ -337,9 +339,21 @@ def _as_it_is(tcp: TcpTransport) -> Carrier:
     return tcp
 
 
-async def agree_as_server(nursery: trio.Nursery, stream: trio.abc.Stream) -> WebSocketConnection:
-    """Accept whatever path is asked for: proxies have their own."""
-    return await (await wrap_server_stream(nursery, stream, **_OPTIONS)).accept()
+async def agree_as_server(nursery: trio.Nursery, stream: _Stream) -> WebSocketConnection:
+    """Accept whatever path is asked for, since proxies have their own, but no page that a browser shows.
+
+    A browser names the origin of the page in every handshake, and no page can prevent that; callers of ours name none.
+    Which one it is plays no part: a page may have a name that leads here. Raises `ProtocolError`.
+    """
+    request = await wrap_server_stream(nursery, stream, **_OPTIONS)
+    origin = next((value for name, value in request.headers if name.lower() == b"origin"), None)
+    if origin is None:
+        return await request.accept()
+    refused = ProtocolError(f"a browser called, for a page of {origin[:80].decode('latin-1')!a}")
+    await request.reject(403, body=b"no page of a browser may connect here")
+    stream.end = refused
+    await stream.aclose()  # in good order, as a reset might overtake the answer
+    raise refused
 
 
 def agree_as_client(host: str, headers: Mapping[str, str] | None = None) -> Agree:
@@ -358,7 +372,7 @@ def bind_websocket(endpoint: Endpoint, sock: socket.socket | None = None, wrap: 
     """Listen like `bind_tcp`, with what `wrap` puts between. The handshakes take place with the first receive."""
 
     def build(tcp: TcpTransport, nursery: trio.Nursery) -> WebSocketTransport:
-        transport = WebSocketTransport(wrap(tcp), endpoint.address.scheme, endpoint.limits.cleanup_s)
+        transport = WebSocketTransport(wrap(tcp), endpoint.limits.cleanup_s)
         nursery.start_soon(transport.run, agree_as_server)
         return transport
 
@@ -373,7 +387,7 @@ async def connect_websocket(
     Raises `OSError` when it cannot be reached, `ProtocolError` when it does not agree, and as `connect` does.
     """
     tcp = await connect(endpoint)
-    transport = WebSocketTransport(tcp, endpoint.address.scheme, endpoint.limits.cleanup_s)
+    transport = WebSocketTransport(tcp, endpoint.limits.cleanup_s)
     try:
         headers = endpoint.credentials.tls.headers if endpoint.credentials.tls else None
         nursery.start_soon(transport.run, agree_as_client(str(endpoint).partition("://")[2], headers))

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Sequence
-
-import trio
-
-from trio_dask.comm.endpoint import Endpoint
-from trio_dask.comm.transport import Listener, Transport, TransportKind, register
+from trio_dask.comm.transport import Connect, Listen, register_late
 
 SCHEME = "ws"
 
 
-async def _connect(endpoint: Endpoint, nursery: trio.Nursery) -> Transport:
-    from trio_dask.comm.websocket import connect_websocket
+def _load() -> tuple[Connect, Listen]:
+    from trio_dask.comm.websocket import bind_websocket, connect_websocket
 
-    return await connect_websocket(endpoint, nursery)
-
-
-def _listen(endpoint: Endpoint, sock: socket.socket | None) -> Sequence[Listener]:
-    from trio_dask.comm.websocket import bind_websocket
-
-    return bind_websocket(endpoint, sock)
+    return connect_websocket, bind_websocket
 
 
-register(TransportKind(SCHEME, _connect, _listen))
+register_late(SCHEME, _load)

@@ -119,10 +119,14 @@ class Welcome(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """The caller is not accepted; one sentence that says why, and a word for programs (`version`, `name`, ...)."""
+    """The caller is not accepted; one sentence that says why, and a word for programs (`version`, `name`, ...).
+
+    `remedy` is the end of the sentence, if that says what to do.
+    """
 
     reason: str
     kind: str = "refused"
+    remedy: str = ""
 
 
 def check_hello(hello: Hello, mine: Hello) -> str | None:
@@ -318,7 +322,7 @@ class _Members:
             raise ProtocolError(f"a hello came with a {name} that is not hexadecimal") from None
 
     def refusal(self) -> Refusal:
-        return Refusal(self.text("reason", MAX_HELLO), self.text("kind"))
+        return Refusal(self.text("reason", MAX_HELLO), self.text("kind"), self.text("remedy", MAX_HELLO))
 
     def number(self, name: str) -> int:
         return self._member(name, 0)

@@ -73,8 +73,8 @@ class Goodbye(NamedTuple):
 
 @tagged(34)
 class Reply(NamedTuple):
-    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Replicate`, `Coordinate`, `SetMetadata`,
-    `RegisterPlugin`, `UnregisterPlugin` or `Control`.
+    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Rebalance`, `Replicate`, `Coordinate`,
+    `SetMetadata`, `RegisterPlugin`, `UnregisterPlugin` or `Control`.
     """
 
     request: int
@@ -292,17 +292,33 @@ class Retire(NamedTuple):
     number: int
 
 
-@tagged(26)
-class Replicate(NamedTuple):
-    """Copy results (`copies`: a key and the address of the worker that is to have it), and drop `surplus` ones.
+@tagged(140)
+class Rebalance(NamedTuple):
+    """Move these results (none: all) between these workers (names, addresses or hosts; none: all) to even out bytes.
 
-    A `Reply` says when the copies are there; its payload is a map with `missing`, the keys of those that failed. The
-    last copy of a result is never surplus.
+    A `Reply` says when the copies are there; its payload is a map with `missing`, the keys of results that could not be
+    copied and stay where they are, or with `refused`, a sentence. A result whose old place is still needed goes later.
     """
 
     request: int
-    copies: tuple[tuple[Key, str], ...]
-    surplus: tuple[tuple[Key, str], ...]
+    keys: tuple[Key, ...]
+    workers: tuple[str, ...]
+
+
+@tagged(141)
+class Replicate(NamedTuple):
+    """Have `number` (0: all) of these workers hold each of these results; each gives it to `fan_out` others at once.
+
+    If there are more, surplus ones are dropped as soon as nothing needs them, unless all are to `stay`. The answer is
+    as for `Rebalance`.
+    """
+
+    request: int
+    keys: tuple[Key, ...]
+    number: int
+    workers: tuple[str, ...]
+    fan_out: int
+    stay: bool = False
 
 
 @tagged(27)
@@ -404,6 +420,7 @@ FromClient = (
     | Restart
     | RestartWorkers
     | Retire
+    | Rebalance
     | Replicate
     | Coordinate
     | EndRequest
@@ -440,7 +457,8 @@ class KeyFailed(NamedTuple):
     `kind` is `exception` (then `error` is the pickled exception, or None if there is only `text`), `killed`
     (`details["deaths"]` has a line for each attempt), `conflict`, `timeout`, `actor` (it is lost) or `refused`.
     `text` says it in words (for an exception: qualified type, message and traceback as text, see
-    `protocol.pickling`). `details` may hold: worker (name), address, attempt (int), duration_s.
+    `protocol.pickling`). `details` may hold: worker (name), address, attempt (int), duration_s; input (key: that of a
+    task that was refused, which the scheduler does not know).
     """
 
     key: Key
@@ -553,11 +571,13 @@ class Free(NamedTuple):
 class Acquire(NamedTuple):
     """Fetch these keys, each from one of the addresses with it, and keep them.
 
-    `Replicas` tells what has come, `NotAcquired` what no address could give. The scheduler uses it to save the results
-    of a worker that is leaving, and for a client that wants copies.
+    `Replicas` tells what has come, `NotAcquired` what no address could give; both quote the `order`. A `Free` withdraws
+    the order for a key. The scheduler uses it to save the results of a worker that is leaving, and to have results
+    where clients want them.
     """
 
     keys: tuple[tuple[Key, tuple[str, ...]], ...]
+    order: int = 0
 
 
 ToWorker = (
@@ -629,9 +649,10 @@ class InputMissing(NamedTuple):
 
 @tagged(75)
 class Replicas(NamedTuple):
-    """This worker has fetched these keys from other workers, and now holds replicas."""
+    """This worker has fetched these keys from others, by this `order` or (0) for its runs, and now holds replicas."""
 
     keys: tuple[Key, ...]
+    order: int = 0
 
 
 @tagged(76)
@@ -693,9 +714,10 @@ class Drain(NamedTuple):
 
 @tagged(82)
 class NotAcquired(NamedTuple):
-    """No address could give these keys of an `Acquire`."""
+    """No address could give these keys of an `Acquire`; with `order` 0, of any."""
 
     keys: tuple[Key, ...]
+    order: int = 0
 
 
 FromWorker = (

@@ -34,6 +34,7 @@ from trio_dask.security.proof import (
     OTHER_KEY,
     WITHOUT_KEY,
     Prover,
+    Reason,
     Side,
     Transcript,
     key_is_missing,
@@ -84,10 +85,11 @@ class _Exchange:
     def _say(self, said: Said) -> None:
         self._to_send += encode_envelope(said)
 
-    def _refuse(self, reason: str, kind: str, for_us: str = "") -> Refusal:
+    def _refuse(self, reason: Reason, kind: str, for_us: str = "") -> Refusal:
         """Refuse the other end; `for_us` is what this end says of that to its own user, in other words."""
-        self._say(Refusal(reason, kind))
-        return Refusal(for_us or reason, kind)
+        refusal = Refusal(reason.text, kind, reason.remedy)
+        self._say(refusal)
+        return Refusal(for_us, kind) if for_us else refusal
 
 
 class AwaitsChallenge(NamedTuple):
@@ -129,7 +131,8 @@ class CallerOpening(_Exchange):
             case AwaitsChallenge():
                 said = decode_challenge(body)
                 if isinstance(said, Refusal):
-                    return said if self._prover.key is None else said._replace(reason=unproved(said.reason))
+                    # What it says to do is no remedy of ours: it may be anybody.
+                    return said if self._prover.key is None else Refusal(unproved(said.reason), said.kind)
                 return self._meet(said)
             case AwaitsWelcome():
                 return decode_answer(body)
@@ -212,9 +215,9 @@ class ListenerOpening(_Exchange):
         self.hello = hello = opening.to_hello()
         mismatch = check_hello(hello, mine)
         if mismatch:
-            return self._refuse(mismatch, "version")
+            return self._refuse(Reason(mismatch), "version")
         if opening.role not in self._served:
-            return self._refuse(f"this {mine} does not serve the role {opening.role!r}", "role")
+            return self._refuse(Reason(f"this {mine} does not serve the role {opening.role!r}"), "role")
         key = prover.key
         if key is not None and opening.auth != prover.auth:
             return self._refuse(CALLER_WITHOUT_KEY, "key", WITHOUT_KEY)
@@ -235,7 +238,7 @@ class ListenerOpening(_Exchange):
     def _greet(self, opening: Opening, transcript: Transcript, said: Proved) -> Welcome | Refusal:
         key = self._prover.key
         if key is not None and not transcript.proves(key, Side.CALLER, said.proof):
-            return self._refuse("the caller gave no proof of this cluster's key", "key", NO_PROOF)
+            return self._refuse(Reason("the caller gave no proof of this cluster's key"), "key", NO_PROOF)
         self.hello = opening.to_hello()._replace(name=said.name, details=said.details, memory=said.memory)
         answer = self._admit(self.hello)
         self._say(answer)

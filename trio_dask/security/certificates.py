@@ -77,7 +77,8 @@ def read_key(source: str) -> Pem:
     if "BEGIN ENCRYPTED PRIVATE KEY-----" in pem.text or "Proc-Type: 4,ENCRYPTED" in pem.text:
         remedy = "decrypt it with: openssl pkey -in FILE -out NEWFILE"
         raise UsageError(
-            f"the private key in {pem.name} is encrypted, and nobody is there to type its password; {remedy}"
+            f"the private key in {pem.name} is encrypted, and nobody is there to type its password; {remedy}",
+            remedy=remedy,
         )
     return pem
 
@@ -104,7 +105,8 @@ def _read(setting: str, source: str, *, is_secret: bool = False) -> Pem:
     if len(data) > MAX_PEM_BYTES:
         raise UsageError(f"the {setting} {source} is longer than {MAX_PEM_BYTES} bytes")
     if data[:1] == b"\x30" and b"-----BEGIN" not in data:
-        raise UsageError(f"{source} is in DER form, not in PEM form; convert it with: openssl x509 -inform der")
+        remedy = "convert it with: openssl x509 -inform der"
+        raise UsageError(f"{source} is in DER form, not in PEM form; {remedy}", remedy=remedy)
     return Pem(source, data.decode("ascii", "ignore"))
 
 
@@ -113,7 +115,8 @@ def _refuse_open_key(path: str, status: os.stat_result) -> None:
     allowed = stat.S_IRWXU | (stat.S_IRGRP if status.st_uid == 0 and os.geteuid() != 0 else 0)
     mode = stat.S_IMODE(status.st_mode)
     if stat.S_ISREG(status.st_mode) and mode & ~allowed:
-        raise UsageError(f"others can read the private key {path} (mode {mode:04o}); run: chmod 600 {path}")
+        remedy = f"run: chmod 600 {path}"
+        raise UsageError(f"others can read the private key {path} (mode {mode:04o}); {remedy}", remedy=remedy)
 
 
 # ------------------------------------------------------------------------------------------------------------- contexts

@@ -110,10 +110,8 @@ def read_key_file(path: str | Path, source: str = "") -> ClusterKey:
         return _read(Path(path), source and f"{path} ({source})")
     except FileNotFoundError:
         make = f"(umask 077; openssl rand -hex 32 > {shlex.quote(str(path))})"
-        raise UnavailableError(
-            f"the cluster key {path} does not exist; copy it from where the cluster has it (mode 0600), "
-            f"or make a new one: {make}"
-        ) from None
+        remedy = f"copy it from where the cluster has it (mode 0600), or make a new one: {make}"
+        raise UnavailableError(f"the cluster key {path} does not exist; {remedy}", remedy=remedy) from None
 
 
 def home_key() -> ClusterKey:
@@ -132,9 +130,9 @@ def home_key() -> ClusterKey:
     except OSError as exc:
         if isinstance(exc, UnavailableError):
             raise
-        reason = exc.strerror or exc
+        remedy = f"name a file with --cluster-key or {KEY_FILE_VARIABLE}"
         raise UnavailableError(
-            f"cannot make the cluster key {path}: {reason}; name a file with --cluster-key or {KEY_FILE_VARIABLE}"
+            f"cannot make the cluster key {path}: {exc.strerror or exc}; {remedy}", remedy=remedy
         ) from exc
     return read_key_file(path)
 
@@ -148,16 +146,17 @@ def _read(path: Path, source: str = "") -> ClusterKey:
         raise
     except OSError as exc:
         if exc.errno == errno.ELOOP:
-            raise UnavailableError(f"the cluster key {path} is a symbolic link: name the file itself") from None
+            raise _unusable(f"{path} is a symbolic link", "name the file itself") from None
         raise UnavailableError(f"cannot read the cluster key {path}: {exc.strerror or exc}") from None
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             raise UnavailableError(f"the cluster key {path} is not a regular file")
         if found.st_uid not in (os.geteuid(), 0):
-            raise UnavailableError(f"the cluster key {path} belongs to user {found.st_uid}: use a file of your own")
+            raise _unusable(f"{path} belongs to user {found.st_uid}", "use a file of your own")
         if found.st_mode & _OTHERS:
-            raise UnavailableError(f"others may use the cluster key {path}: run `chmod 600 {path}`")
+            remedy = f"run `chmod 600 {path}`"
+            raise UnavailableError(f"others may use the cluster key {path}: {remedy}", remedy=remedy)
         content = os.read(fd, _MOST_BYTES)
     except OSError as exc:
         if isinstance(exc, UnavailableError):
@@ -168,9 +167,12 @@ def _read(path: Path, source: str = "") -> ClusterKey:
     try:
         return ClusterKey.from_hex(content.decode("ascii", errors="replace").strip(), place_of(path), source)
     except ValueError as exc:
-        raise UnavailableError(
-            f"{path} holds no cluster key: {exc}; remove it and start again, or copy it anew"
-        ) from None
+        remedy = "remove it and start again, or copy it anew"
+        raise UnavailableError(f"{path} holds no cluster key: {exc}; {remedy}", remedy=remedy) from None
+
+
+def _unusable(problem: str, remedy: str) -> UnavailableError:
+    return UnavailableError(f"the cluster key {problem}: {remedy}", remedy=remedy)
 
 
 def _create(path: Path) -> None:

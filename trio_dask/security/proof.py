@@ -72,7 +72,17 @@ class Transcript(NamedTuple):
 
 # ---------------------------------------------------------------------------------------------------- what to do about
 
-CALLER_WITHOUT_KEY: Final = "this cluster asks for its key, and --no-auth (auth=False) was given here: leave it out"
+
+class Reason(NamedTuple):
+    """A sentence that refuses a peer, and its end, if that says what to do."""
+
+    text: str
+    remedy: str = ""
+
+
+CALLER_WITHOUT_KEY: Final = Reason(
+    "this cluster asks for its key, and --no-auth (auth=False) was given here: leave it out", "leave it out"
+)
 """What a caller with `--no-auth` hears."""
 
 WITHOUT_KEY: Final = "it has --no-auth (auth=False), and this cluster asks for its key"
@@ -81,9 +91,10 @@ ASKS_FOR_KEY: Final = "it asks for a key, and this cluster runs with --no-auth"
 NO_PROOF: Final = "it gave no proof of this cluster's key"
 """What the log of a listener says of a caller."""
 
-LISTENER_ASKS_NOTHING: Final = (
-    "what listens there does not ask for the cluster's key, so anybody may have started it; if it was you, with "
-    "--no-auth, then give --no-auth (auth=False) here as well"
+_NO_KEY_HERE_EITHER: Final = "if it was you, with --no-auth, then give --no-auth (auth=False) here as well"
+LISTENER_ASKS_NOTHING: Final = Reason(
+    "what listens there does not ask for the cluster's key, so anybody may have started it; " + _NO_KEY_HERE_EITHER,
+    _NO_KEY_HERE_EITHER,
 )
 
 
@@ -92,7 +103,7 @@ def unproved(reason: str) -> str:
     return f"what listens there says, without a proof that it has the cluster's key: {reason}"
 
 
-def key_is_missing(place: str, used: str = "") -> str:
+def key_is_missing(place: str, used: str = "") -> Reason:
     """What to do where the listener has another key.
 
     `place` is the one of its file, if it has a file; `used` is what the user has named here, if that is not the home.
@@ -102,7 +113,8 @@ def key_is_missing(place: str, used: str = "") -> str:
     if used:
         copy = f"name the one in {path} of {where}, or " if path else "name another one, or "
     problem = f"this cluster has another key than {used}" if used else "this cluster asks for its key"
-    return (
-        f"{problem}: {copy}use --scheduler-file, or start the scheduler with --no-auth; "
+    remedy = (
+        f"{copy}use --scheduler-file, or start the scheduler with --no-auth; "
         "first make sure that it is yours, since it has not proved that"
     )
+    return Reason(f"{problem}: {remedy}", remedy)

@@ -75,6 +75,11 @@ class ScriptedProcess:
     def _send(self, report: Mapping[str, Any]) -> None:
         self._to_read.send_nowait(MARK + encode(report))
 
+    def fail(self, status: int, words: str) -> None:
+        """It says why, and ends."""
+        self._send({"failure": words, "status": status})
+        self.end(status)
+
     def end(self, status: int) -> None:
         """It has ended."""
         if not self._ended.is_set():
@@ -134,8 +139,7 @@ class ScriptedProcess:
             if self.role == "scheduler":
                 self._send({"address": "tcp://10.0.0.1:8786"})
             elif host.script.fails:
-                self._send({"failure": host.script.fails, "status": host.script.status})
-                self.end(host.script.status)
+                self.fail(host.script.status, host.script.fails)
             else:
                 self._send({"workers": {"w": "tcp://10.0.0.2:1"}, "of": 1})
 

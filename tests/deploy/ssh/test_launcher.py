@@ -12,13 +12,14 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tests.deploy.ssh.scripted_hosts import Script, Site
-from trio_dask.deploy.ssh.hosts import HostSpec
+from tests.deploy.ssh.scripted_hosts import Script, ScriptedProcess, Site
+from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec
 from trio_dask.deploy.ssh.launched_host import Phase
 from trio_dask.deploy.ssh.launcher import DRAIN_S, Launcher
 from trio_dask.deploy.ssh.options import LauncherSettings, place_scheduler
 from trio_dask.deploy.ssh.session import HostError, HostLost, one_host_error
-from trio_dask.errors import NoScheduler
+from trio_dask.errors import KeptCrashing, NoScheduler
+from trio_dask.exit_status import ExitStatus
 from trio_dask.security.cluster_key import ClusterKey
 from trio_dask.security.credentials import Credentials
 
@@ -28,9 +29,14 @@ HERE = sys.version.split()[0]
 class Case:
     """A launcher on a site. `events` are what it told."""
 
-    def __init__(self, scripts: dict[str, Script], *, stays: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, scripts: dict[str, Script], *, stays: bool = False, scheduler_alone: bool = False, **settings: Any
+    ) -> None:
         self.site = Site(HERE, **scripts)
-        scheduler, hosts = place_scheduler(None, [HostSpec(name) for name in scripts])
+        specs = [HostSpec(name) for name in scripts]
+        if scheduler_alone:
+            specs[0] = specs[0]._replace(nworkers=NO_WORKERS, is_scheduler=True)
+        scheduler, hosts = place_scheduler(None, specs)
         self.events: list[tuple[str, str, str]] = []
         self.launcher = Launcher(
             LauncherSettings(hosts=hosts, scheduler=scheduler, **settings),
@@ -133,6 +139,35 @@ async def test_a_lost_scheduler_ends_everything(autojump_clock: MockClock) -> No
     assert case.is_empty
 
 
+def workers_on(case: Case, name: str) -> ScriptedProcess:
+    return next(process for process in case.site.hosts[name].running if process.role == "workers")
+
+
+async def test_workers_that_keep_crashing_end_everything_once_none_is_left(autojump_clock: MockClock) -> None:
+    case = Case(hosts(2))
+    with pytest.RaisesGroup(pytest.RaisesExc(KeptCrashing, match="host1: workers: they crash")):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(case.run)
+            await case.ready.wait()
+            workers_on(case, "host0").fail(ExitStatus.KEPT_CRASHING, "they crash")  # the scheduler there goes on
+            await trio.sleep(5)
+            assert [process.role for process in case.site.hosts["host0"].running] == ["scheduler"]
+            assert phase_of(case, 1) is Phase.READY
+            workers_on(case, "host1").fail(ExitStatus.KEPT_CRASHING, "they crash")
+    assert case.is_empty
+
+
+async def test_workers_that_drain_have_their_scheduler_until_they_have_ended(autojump_clock: MockClock) -> None:
+    case = Case(hosts(3, drains_s=2), scheduler_alone=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(case.run)
+        await case.ready.wait()
+        case.launcher.stop("Ctrl-C")
+        await trio.sleep(1.9)
+        assert [process.role for process in case.site.hosts["host0"].running] == ["scheduler"]
+    assert case.is_empty
+
+
 async def test_the_last_line_names_the_hosts_that_could_not_be_asked(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -186,8 +221,8 @@ async def test_it_ends_when_all_workers_have_ended(autojump_clock: MockClock) ->
     async with trio.open_nursery() as nursery:
         nursery.start_soon(case.run)
         await case.ready.wait()
-        for host in case.site.hosts.values():
-            next(process for process in host.running if process.role == "workers").end(0)
+        for name in case.site.hosts:
+            workers_on(case, name).end(0)
     assert case.is_empty
 
 

@@ -12,7 +12,8 @@ import trio
 
 from trio_dask.deploy.ssh.bridge import Bridge, open_bridge
 from trio_dask.deploy.ssh.hosts import HostSpec
-from trio_dask.deploy.ssh.login import LoginOptions, Logins
+from trio_dask.deploy.ssh.login import Logins
+from trio_dask.deploy.ssh.login_options import LoginOptions
 from trio_dask.deploy.ssh.session import EXIT_UNKNOWN, HostError
 
 
@@ -31,8 +32,14 @@ class Place:
         self.folder.mkdir(mode=0o700)
         self.user_key = asyncssh.generate_private_key("ssh-ed25519")
         self.host_key = asyncssh.generate_private_key("ssh-ed25519")
-        self.user_key.write_private_key(self.folder / "id_ed25519")
         self.port = 0
+        self.key_file = self.folder / "id_ed25519"
+        self.write_key()
+
+    def write_key(self, passphrase: str | None = None) -> None:
+        """Have the key in its file."""
+        self.key_file.touch(mode=0o600)
+        self.user_key.write_private_key(self.key_file, passphrase=passphrase)
 
     def know(self, key: asyncssh.SSHKey) -> None:
         """Have this key in the list of known hosts."""
@@ -124,7 +131,7 @@ async def test_a_new_host_key_is_remembered_by_choice(place: Place) -> None:
 
 
 async def test_a_locked_key_is_asked_for_once_for_all_hosts(place: Place) -> None:
-    place.user_key.write_private_key(place.folder / "id_ed25519", passphrase="open sesame")
+    place.write_key("open sesame")
     asked: list[str] = []
 
     def ask(path: str) -> str:

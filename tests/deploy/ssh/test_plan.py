@@ -1,6 +1,8 @@
 """What `SSHCluster` makes of its arguments and of the configuration, before anybody logs in anywhere."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +52,25 @@ def test_the_configuration_says_which_python_runs_on_the_hosts() -> None:
 def test_options_of_workers_are_checked_before_anybody_logs_in(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         SSHCluster(["no-such-host.invalid"], worker_options=options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"username": "-oProxyCommand=x"}, "connect_options: username: '-oProxyCommand=x' is not the name of a user"),
+        ({"port": 0}, "connect_options: port: '0' is not the port of an SSH server"),
+        ({"port": 70_000}, "connect_options: port: '70000' is not the port of an SSH server"),
+        ({"password": "x"}, "connect_options: password, as it is given here, is not supported"),
+        ([{"client_keys": "a"}, {"client_keys": "b"}], "connect_options: client_keys: give one file for all hosts"),
+        ([{}], "connect_options has 1 entry for 2 hosts"),
+    ],
+)
+def test_options_of_connections_are_checked_before_anybody_logs_in(options: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        plan_ssh(["a", "b"], options)
+
+
+def test_a_tunnel_needs_a_host_that_is_logged_in_to() -> None:
+    with pytest.raises(UsageError, match=r"^--tunnel: nobody logs in to the host of tcp://boss:8786"):
+        plan_ssh(["a"], scheduler="tcp://boss:8786", tunnel=True)
+    assert plan_ssh(["a"], scheduler="boss", tunnel=True).settings.tunnel

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast, get_args
 import trio
 
 from trio_dask.comm.joining import forget_cluster, remember_cluster
-from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, Key, Option, declarations
+from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, Key, Option, Reader, declarations
 from trio_dask.configuration import configured, load
 from trio_dask.deploy.cluster import (
     CLOSED,
@@ -30,7 +30,15 @@ from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, parse_line
 from trio_dask.deploy.ssh.launch import open_logins
 from trio_dask.deploy.ssh.launched_host import Host
 from trio_dask.deploy.ssh.launcher import Launcher
-from trio_dask.deploy.ssh.options import HOSTS, LEFT_TO_US, LauncherSettings, check_workers, place_scheduler
+from trio_dask.deploy.ssh.options import (
+    HOSTS,
+    LEFT_TO_US,
+    SSH_PORT,
+    USER,
+    LauncherSettings,
+    check_settings,
+    place_scheduler,
+)
 from trio_dask.errors import ClusterError, TrioDaskError, UsageError
 from trio_dask.parsing import counted, parse_choice
 from trio_dask.security.cluster_key import ClusterKey
@@ -122,7 +130,7 @@ def _is_of_login(declared: Option | Key) -> bool:
 def _check_plan(settings: LauncherSettings) -> None:
     """Refuse settings that no worker could start with, before anybody logs in anywhere."""
     try:
-        check_workers(settings)
+        check_settings(settings)
     except (TypeError, AttributeError) as error:  # a value of another kind than the setting has
         raise UsageError(f"an option has a value of a wrong kind: {error}") from error
 
@@ -156,26 +164,39 @@ def _with_connect_options(
     each = [options] * len(specs) if isinstance(options, Mapping) else list(options)
     if len(each) != len(specs):
         raise UsageError(f"connect_options has {counted(len(each), 'entry')} for {counted(len(specs), 'host')}")
-    return tuple(_with_options(spec, one, settings) for spec, one in zip(specs, each, strict=True))
+    for_all: dict[str, Any] = {}
+    specs = tuple(_with_options(spec, one, for_all) for spec, one in zip(specs, each, strict=True))
+    settings.update(for_all)
+    return specs
 
 
-def _with_options(spec: HostSpec, options: Options, settings: dict[str, Any]) -> HostSpec:
+def _with_options(spec: HostSpec, options: Options, for_all: dict[str, Any]) -> HostSpec:
+    """This host with the options that are for one host; the others are settings of the launcher, `for_all` hosts."""
     for name, value in options.items():
         match name, value:
             case "username", str():
-                spec = spec._replace(user=spec.user or value)
+                spec = spec._replace(user=spec.user or _connect_option(name, USER, value))
             case "port", int():
-                spec = spec._replace(port=spec.port or value)
+                spec = spec._replace(port=spec.port or _connect_option(name, SSH_PORT, str(value)))
             case "client_keys", str() | [str()]:
-                settings["ssh_private_key"] = value if isinstance(value, str) else value[0]
+                key = value if isinstance(value, str) else value[0]
+                if for_all.setdefault("ssh_private_key", key) != key:
+                    raise UsageError("connect_options: client_keys: give one file for all hosts; see ssh_config=")
             case "known_hosts", None:
-                settings["accept_new_host_keys"] = True
+                for_all["accept_new_host_keys"] = True
             case _:
                 raise UsageError(
-                    f"connect_options: {name}={value!a:.40} is not supported; say it in the configuration of SSH, "
-                    "which ssh_config= can name"
+                    f"connect_options: {name}, as it is given here, is not supported; say it in the configuration of "
+                    "SSH, which ssh_config= can name"  # the value may be a password
                 )
     return spec
+
+
+def _connect_option(name: str, reader: Reader, text: str) -> Any:
+    try:
+        return reader.read(text)
+    except UsageError as error:
+        raise UsageError(f"connect_options: {name}: {error}") from error
 
 
 def _add_worker_options(options: Options, settings: dict[str, Any]) -> None:

@@ -11,9 +11,11 @@ from functools import partial
 from trio_dask.deploy.program_runner import Stopper
 from trio_dask.deploy.ssh.bridge import open_bridge
 from trio_dask.deploy.ssh.hosts import HostSpec
+from trio_dask.deploy.ssh.key_files import check_private_key
 from trio_dask.deploy.ssh.launched_host import LogIn, OnEvent
 from trio_dask.deploy.ssh.launcher import Launcher
-from trio_dask.deploy.ssh.login import CONFIGURATIONS, LoginOptions, Logins, NotSupported
+from trio_dask.deploy.ssh.login import Logins, NotSupported
+from trio_dask.deploy.ssh.login_options import CONFIGURATIONS, LoginOptions
 from trio_dask.deploy.ssh.openssh import OpensshLogins, is_here
 from trio_dask.deploy.ssh.options import LauncherSettings
 from trio_dask.deploy.ssh.session import Session
@@ -27,7 +29,13 @@ Ask = Callable[[str], str]
 
 @asynccontextmanager
 async def open_logins(settings: LauncherSettings, ask: Ask | None = None) -> AsyncGenerator[LogIn]:
-    """How to log in to hosts, as these settings say, for as long as the block lasts."""
+    """How to log in to hosts, as these settings say, for as long as the block lasts.
+
+    Raises:
+      UnavailableError: the file of the private key cannot be used.
+    """
+    if settings.ssh_private_key is not None:
+        check_private_key(settings.ssh_private_key)
     options = login_options(settings, ask)
     by_program = OpensshLogins(options).log_in
     if settings.ssh_client == "openssh":

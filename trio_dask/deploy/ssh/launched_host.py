@@ -153,6 +153,10 @@ class Hopeless(HostError):
     """The workers of a host failed in a way that another start does not mend."""
 
 
+class Crashing(Hopeless):
+    """The workers of a host kept crashing."""
+
+
 class Pauses:
     """Pauses before a host, or its workers, are started again: they grow, and begin anew after a sound time."""
 

@@ -28,6 +28,7 @@ from trio_dask._version import __version__
 from trio_dask.comm.addresses import parse_address
 from trio_dask.deploy.ssh.farewell import Answer, NoAnswer, processes, tell_end
 from trio_dask.deploy.ssh.launched_host import (
+    Crashing,
     Hopeless,
     Host,
     LogIn,
@@ -48,7 +49,7 @@ from trio_dask.deploy.ssh.options import (
 from trio_dask.deploy.ssh.orders import Greeting, Order, Preparation
 from trio_dask.deploy.ssh.remote_program import ProgramEnd, PythonMissing, RemoteProgram, ask_for_leftovers
 from trio_dask.deploy.ssh.session import HostError, HostLost, Session, one_host_error
-from trio_dask.errors import NoScheduler, TrioDaskError
+from trio_dask.errors import KeptCrashing, NoScheduler, TrioDaskError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.owned_files import keep_file
 from trio_dask.parsing import counted
@@ -65,7 +66,12 @@ SWEEP_S = 2.5
 PATIENT_SWEEP_S = 15.0
 """For a host whose programs have ended when told to: there a Python must start for the answer, and it may be busy."""
 LEVELS: Mapping[Output, int] = {"quiet": logging.ERROR, "warnings": logging.WARNING, "all": logging.DEBUG}
-HOPELESS = (ExitStatus.WRONG_USAGE, ExitStatus.REFUSED, ExitStatus.KEPT_CRASHING)
+FAILURES: Mapping[int, type[HostError]] = {
+    ExitStatus.WRONG_USAGE: Hopeless,
+    ExitStatus.REFUSED: Hopeless,
+    ExitStatus.KEPT_CRASHING: Crashing,
+}
+"""What the status of workers means; after any other they are started again."""
 
 log = logging.getLogger("trio_dask.ssh")
 
@@ -156,10 +162,10 @@ class Launcher:
 
     async def _drain(self, reason: str, number: int) -> None:
         for host in self._hosts:
-            if host.program is None:
-                host.scope.cancel()
-            else:
+            if host.program is not None:
                 host.program.signal(number, reason)
+            elif not host.spec.is_scheduler:  # workers that drain still need the scheduler
+                host.scope.cancel()
         with trio.move_on_after(DRAIN_S):
             await self._until(lambda: all(host.program is None for host in self._hosts))
         self._end()
@@ -339,17 +345,24 @@ class Launcher:
         self._note_change()
 
     def _give_up(self, host: Host, error: HostError) -> None:
-        """Go on without this host, or end everything."""
-        if self._stopping_since < math.inf:
-            return
+        """A host failed as a whole: go on without it, or end everything."""
         if host.spec.is_scheduler and self._is_ready:
             self._fail(NoScheduler(f"the scheduler's host is lost: {error}"))
+        else:
+            self._give_up_workers(host, error)
+
+    def _give_up_workers(self, host: Host, error: HostError) -> None:
+        """Go on without the workers of this host, or end everything."""
+        if self._stopping_since < math.inf:
             return
         host.failure, host.phase, host.is_wanted = error, Phase.OVER, False
         self._on_event(host.place, "failed", f"{error.step}: {error.words}")
         missing = sum(each.failure is not None for each in self._hosts)
+        is_needed = host.spec.is_scheduler or missing > self._settings.allow_missing
         nothing_left = all(each.failure is not None for each in self._hosts if each.arguments)
-        if host.spec.is_scheduler or nothing_left or (not self._is_ready and missing > self._settings.allow_missing):
+        if self._is_ready and nothing_left and isinstance(error, Crashing):
+            self._fail(KeptCrashing(str(error)))
+        elif nothing_left or (is_needed and not self._is_ready):
             self._fail(error)
         else:
             log.warning("%s; going on without it", error)
@@ -447,7 +460,7 @@ class Launcher:
                     log.warning("%s", exc)
                     return
                 if host.phase is Phase.STARTING or isinstance(exc, Hopeless):
-                    self._give_up(host, exc)
+                    self._give_up_workers(host, exc)
                     return
                 self._lose(host, exc)
             await trio.sleep(pause.next_s())
@@ -468,8 +481,7 @@ class Launcher:
         end = await self._run_program(host, session, "workers", order, on_report)
         host.workers = {}
         if end.status:
-            kind = Hopeless if end.status in HOPELESS else HostError
-            raise kind(host.place, "workers", end.words)
+            raise FAILURES.get(end.status, HostError)(host.place, "workers", end.words)
 
     def credentials_of(self, role: TlsRole | Literal["workers"]) -> Credentials:
         """What a program of this role shows to the others."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from trio_dask.deploy.ssh.orders import Lines
 
-GRACE_S = 0.7
+GRACE_S = 0.4
 
 
 class Lifeline:

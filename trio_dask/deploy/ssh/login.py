@@ -15,12 +15,25 @@ import socket
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
 from trio_dask.deploy.ssh.asyncssh_session import AsyncsshSession
 from trio_dask.deploy.ssh.bridge import Bridge
+from trio_dask.deploy.ssh.key_files import Faulty, Locked, look_at
+from trio_dask.deploy.ssh.login_options import (
+    BUSY_PAUSE_S,
+    BUSY_S,
+    KEEPALIVE_S,
+    KEEPALIVES,
+    KNOWN_HOSTS,
+    SSH_PORT,
+    LoginOptions,
+    accept,
+    forget,
+    known_as,
+)
 from trio_dask.deploy.ssh.session import HostError
 
 if TYPE_CHECKING:
@@ -30,28 +43,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("trio_dask.ssh")
 
-LOGIN_S = 10.0
-BUSY_S = 60.0
-"""For how long to try again while a server drops connections, because too many have not logged in yet."""
-BUSY_PAUSE_S = (0.1, 0.6)
-KEEPALIVE_S = 10.0
-KEEPALIVES = 3
 CLOSE_S = 2.0
-CONFIGURATIONS = ("~/.ssh/config", "/etc/ssh/ssh_config")
 DEFAULT_KEYS = tuple(f"~/.ssh/id_{kind}" for kind in ("ed25519_sk", "ecdsa_sk", "ed448", "ed25519", "ecdsa", "rsa"))
-KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts")
-
-
-class LoginOptions(NamedTuple):
-    """How to log in, where `ssh`'s own configuration does not say it. `ask` gets a passphrase for a key file."""
-
-    username: str | None = None
-    port: int | None = None
-    private_key: str | None = None
-    accept_new_host_keys: bool = False
-    configuration: tuple[str, ...] = CONFIGURATIONS
-    ask: Callable[[str], str] | None = None
-    login_s: float = LOGIN_S
 
 
 class NotSupported(HostError):
@@ -84,6 +77,13 @@ class Passphrases:
             except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, OSError):
                 return None
         return self._unlocked[path]
+
+
+class _Paths(list[str]):
+    """Never false: for an empty list the library would look for keys of its own."""
+
+    def __bool__(self) -> bool:
+        return True
 
 
 OnStep = Callable[[str], object]
@@ -133,8 +133,7 @@ class Logins:
         """Whether there are keys now that were locked before."""
         if attempt.client_keys is not None:
             return False
-        locked = await trio.to_thread.run_sync(attempt.locked_keys)
-        attempt.client_keys = await self._passphrases.unlock(locked) or None
+        attempt.client_keys = await self._passphrases.unlock(attempt.locked) or None
         return attempt.client_keys is not None
 
 
@@ -159,8 +158,10 @@ class _Attempt:
         self._known_keys = 0
         self._refused_key: asyncssh.SSHKey | None = None
         self._methods: list[str] = []
-        self._identity_files: list[str] = []
-        self._locked: list[str] = []
+        self._identity_files = _Paths()
+        self._faults: list[str] = []
+        self.locked: list[str] = []
+        """The files of private keys that need a passphrase."""
         self.client_keys: list[asyncssh.SSHKey] | None = None
         """Keys that were unlocked for this host."""
 
@@ -176,7 +177,7 @@ class _Attempt:
         if self.client_keys is not None:
             arguments["client_keys"] = self.client_keys
         else:
-            arguments["client_keys"] = self._identity_files  # the library fails for one that is missing
+            arguments["client_keys"] = self._identity_files
             arguments["ignore_encrypted"] = True
         return await asyncssh.connect(
             self._host.host,
@@ -190,11 +191,9 @@ class _Attempt:
 
     def _arguments(self) -> dict[str, Any]:
         arguments: dict[str, Any] = {"config": _existing(self._options.configuration)}
-        port = self._host.port or self._options.port
-        username = self._host.user or self._options.username
-        if port is not None:
+        if (port := self._options.port_of(self._host)) is not None:
             arguments["port"] = port
-        if username is not None:
+        if (username := self._options.user_of(self._host)) is not None:
             arguments["username"] = username
         return arguments
 
@@ -205,9 +204,27 @@ class _Attempt:
         read = asyncssh.SSHClientConnectionOptions(host=self._host.host, client_keys=None, **self._arguments())
         configured = cast("list[str] | None", read.known_hosts)  # pyright: ignore[reportUnknownMemberType]
         self._known_hosts = _existing(configured or KNOWN_HOSTS)
-        identities = cast("list[str] | None", read.config.get("IdentityFile"))
-        own = [self._options.private_key] if self._options.private_key is not None else DEFAULT_KEYS
-        self._identity_files = _existing(own if self._options.private_key is not None else identities or own)
+        given = [] if self._options.private_key is None else [self._options.private_key]
+        configured_keys = cast("list[str] | None", read.config.get("IdentityFile")) or []
+        paths = [*given, *configured_keys] or DEFAULT_KEYS
+        self._sort_keys(_existing(paths), bool(read.config.get("IdentitiesOnly")))
+
+    def _sort_keys(self, paths: Sequence[str], may_be_public: bool) -> None:
+        """Leave out what holds no key that can be used, as `ssh` does; the library would fail.
+
+        With IdentitiesOnly a public key may stand there: it names one that the agent has.
+        """
+        self._identity_files, self._faults, self.locked = _Paths(), [], []
+        for path in paths:
+            match look_at(path):
+                case Faulty(words) if not may_be_public:
+                    self._faults.append(words)
+                    continue
+                case Locked():
+                    self.locked.append(path)
+                case _:
+                    pass
+            self._identity_files.append(path)
 
     def _match_known_hosts(self, host: str, address: str, port: int | None) -> Sequence[Any]:
         import asyncssh
@@ -259,13 +276,14 @@ class _Attempt:
         if self._known_keys or not self._options.accept_new_host_keys:
             self._refused_key = key
             return False
-        line = f"{_known_as(host, port)} {key.export_public_key().decode().strip()}\n"
+        line = f"{known_as(host, port)} {key.export_public_key().decode().strip()}\n"
         path = Path(KNOWN_HOSTS[0]).expanduser()
-        path.parent.mkdir(mode=0o700, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with open(fd, "a", encoding="utf-8") as file:
-            file.write(line)
-        log.info("%s: its key %s is now in %s", self._host.place, key.get_fingerprint(), path)
+        try:
+            _append(path, line)
+        except OSError as exc:  # as with `ssh`, a home that cannot be written is no reason to refuse the host
+            log.warning("%s: its key is not remembered: cannot write %s: %s", self._host.place, path, exc.strerror)
+        else:
+            log.info("%s: its key %s is now in %s", self._host.place, key.get_fingerprint(), path)
         return True
 
     # --------------------------------------------------------------------------- what failed, in words
@@ -283,23 +301,6 @@ class _Attempt:
 
         return isinstance(error, asyncssh.PermissionDenied)
 
-    def locked_keys(self) -> list[str]:
-        """The files of private keys that need a passphrase."""
-        import asyncssh
-
-        self._locked = []
-        for path in self._identity_files:
-            try:
-                asyncssh.read_private_key(path)
-            except asyncssh.KeyEncryptionError:
-                self._locked.append(path)
-            except asyncssh.KeyImportError as exc:
-                if "passphrase" in str(exc).lower():
-                    self._locked.append(path)
-            except OSError:
-                pass
-        return self._locked
-
     def too_slow(self) -> HostError:
         seconds = f"{self._options.login_s:g} s"
         if self._connection is None:
@@ -315,7 +316,7 @@ class _Attempt:
             case asyncssh.HostKeyNotVerifiable():
                 return self._explain_key(error)
             case asyncssh.KeyExchangeFailed() if self._known_keys:
-                return self._error("login", f"its host key has changed: {error.reason}", self._forget())
+                return self._explain_change(error.reason)
             case asyncssh.PermissionDenied():
                 return self._explain_denial(error)
             case asyncssh.DisconnectError():
@@ -332,23 +333,22 @@ class _Attempt:
             return self._error("login", error.reason)
         shown = f"{key.get_algorithm()} {key.get_fingerprint()}"
         if self._known_keys:
-            return self._error("login", f"its host key has changed: it is {shown} now", self._forget())
-        port = self._port()
-        scan = f"ssh-keyscan{f' -p {port}' if port != 22 else ''} {shlex.quote(self._name())} >> {KNOWN_HOSTS[0]}"
-        return self._error(
-            "login", f"unknown host key: {shown}", f"if that is its key, `{scan}`, or --accept-new-host-keys"
-        )
+            return self._explain_change(f"it is {shown} now")
+        return self._error("login", f"unknown host key: {shown}", accept(self._name(), self._port()))
 
-    def _forget(self) -> str:
-        return f"if that is right, `ssh-keygen -R {shlex.quote(_known_as(self._name(), self._port()))}`"
+    def _explain_change(self, words: str) -> HostError:
+        return self._error("login", f"its host key has changed: {words}", forget(self._name(), self._port()))
 
     def _explain_denial(self, error: asyncssh.PermissionDenied) -> HostError:
         methods = self._methods
         denied = f"Permission denied ({','.join(methods)})" if methods else error.reason
-        if self._locked and self.client_keys is None:
-            names = ", ".join(self._locked)
+        if self.locked and self.client_keys is None:
+            names = ", ".join(self.locked)
             why = "its passphrase is wrong" if self._options.ask else "there is no terminal to ask for its passphrase"
-            return self._error("login", f"{denied}: {names} is locked, and {why}", f"`ssh-add {self._locked[0]}`")
+            remedy = f"`ssh-add {shlex.quote(self.locked[0])}`"
+            return self._error("login", f"{denied}: {names} is locked, and {why}", remedy)
+        if self._faults:
+            denied = f"{denied}: {'; '.join(self._faults)}"
         only_known = bool(methods) and set(methods) <= {"publickey", "password"}
         kind = HostError if only_known else NotSupported
         return self._error("login", denied, kind=kind)
@@ -359,23 +359,20 @@ class _Attempt:
 
     def _port(self) -> int:
         found = None if self._connection is None else self._connection.get_extra_info("port")
-        return found or self._host.port or self._options.port or 22
+        return found or self._options.port_of(self._host) or SSH_PORT
 
     def _error(self, step: str, words: str, remedy: str = "", *, kind: type[HostError] = HostError) -> HostError:
-        return kind(self._host.place, step, words, remedy or f"try `{ssh_command(self._host, self._options)} true`")
+        return kind(self._host.place, step, words, remedy or self._options.try_it(self._host))
 
 
-def ssh_command(host: HostSpec, options: LoginOptions) -> str:
-    """What a user would type to log in to this host."""
-    port, user = host.port or options.port, host.user or options.username
-    words = ["ssh"]
-    words += ["-p", str(port)] if port is not None else []
-    words += ["-i", options.private_key] if options.private_key is not None else []
-    return shlex.join([*words, host.host if user is None else f"{user}@{host.host}"])
-
-
-def _known_as(host: str, port: int) -> str:
-    return host if port == 22 else f"[{host}]:{port}"
+def _append(path: Path, line: str) -> None:
+    """Add a line to a file, which is made, and whose last line may lack its end."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with open(fd, "a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        file.write(b"\n" * (file.read() not in (b"", b"\n")) + line.encode())
 
 
 def _existing(paths: Sequence[str]) -> list[str]:

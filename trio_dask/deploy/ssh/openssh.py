@@ -6,13 +6,14 @@ anything (BatchMode).
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shlex
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,17 @@ from typing import TYPE_CHECKING
 import trio
 
 from trio_dask.deploy.ssh.child_command import ChildCommand, run_command
-from trio_dask.deploy.ssh.login import BUSY_PAUSE_S, BUSY_S, KEEPALIVE_S, KEEPALIVES, KNOWN_HOSTS, LoginOptions
+from trio_dask.deploy.ssh.key_files import Faulty, KeyFile, Locked, look_at
+from trio_dask.deploy.ssh.login_options import (
+    BUSY_PAUSE_S,
+    BUSY_S,
+    KEEPALIVE_S,
+    KEEPALIVES,
+    SSH_PORT,
+    LoginOptions,
+    accept,
+    forget,
+)
 from trio_dask.deploy.ssh.session import EXIT_UNKNOWN, HostError
 
 if TYPE_CHECKING:
@@ -29,7 +40,11 @@ if TYPE_CHECKING:
 FAILED = 255
 """The status with which `ssh` says that it, and not the command, has failed."""
 LOST_S = 0.1
+LONGEST_FOLDER = 64
+"""The path of a socket has 107 characters at most, of which names of ours and of `ssh` take 38."""
+ASK_S = 5.0
 READY = b"connected"
+DENIED = "Permission denied"
 LIFELINE = "exec cat"
 """What runs on the host for the connection itself: it ends with its stdin, and so does the connection."""
 
@@ -58,10 +73,10 @@ class OpensshLogins:
         Raises:
           HostError: it could not log in.
         """
-        with tempfile.TemporaryDirectory(prefix="tds-") as folder:
-            session = OpensshSession(
-                host.place, self._words(host, Path(folder, "control")), _target(host, self._options)
-            )
+        is_short = len(os.fsencode(tempfile.gettempdir())) <= LONGEST_FOLDER
+        with tempfile.TemporaryDirectory(prefix="tds-", dir=None if is_short else "/tmp") as folder:
+            words, target = self._words(host, Path(folder, "control")), self._options.target(host)
+            session = OpensshSession(host.place, words, target)
             give_up_at = trio.current_time() + BUSY_S
             while True:
                 async with session.connect() as master:
@@ -71,17 +86,13 @@ class OpensshLogins:
                         on_step("login")
                         yield session
                         return
-                if not _DROPPED.search(said) or "Permission denied" in said or trio.current_time() > give_up_at:
-                    raise self._explain(host, said)
+                if not _DROPPED.search(said) or DENIED in said or trio.current_time() > give_up_at:
+                    raise await self._explain(host, said, words)
                 await trio.sleep(random.uniform(*BUSY_PAUSE_S))
 
     def _words(self, host: HostSpec, control: Path) -> list[str]:
         options = self._options
-        words = ["ssh", "-T", "-S", str(control)]
-        port = host.port or options.port
-        words += ["-p", str(port)] if port is not None else []
-        words += ["-i", options.private_key] if options.private_key is not None else []
-        words += ["-F", options.configuration[0]] if len(options.configuration) == 1 else []
+        words = ["ssh", "-T", "-S", str(control).replace("%", "%%"), *options.words(host)]
         settings = {
             "BatchMode": "yes",
             "StrictHostKeyChecking": "accept-new" if options.accept_new_host_keys else "yes",
@@ -118,37 +129,53 @@ class OpensshLogins:
             return None
         return f"no login within {limit_s:g} s" if limit.cancelled_caught else said.decode(errors="replace")
 
-    def _explain(self, host: HostSpec, said: str) -> HostError:
+    async def _explain(self, host: HostSpec, said: str, words: Sequence[str]) -> HostError:
+        """Why `ssh` failed, by what it said; these `words` are the program and its options."""
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         last = lines[-1] if lines else "ssh said nothing"
-        command = shlex.join(["ssh", *_port(host, self._options), _target(host, self._options), "true"])
-        remedy = f"try `{command}`"
         step = next((step for pattern, step in _STEPS if pattern.search(last)), "login")
-        if "Host key verification failed" in last:
-            fingerprint = next((word for word in said.split() if word.startswith("SHA256:")), "")
-            if "HAS CHANGED" in said:
-                last = f"its host key has changed: it is {fingerprint.rstrip('.')} now"
-                remedy = f"if that is right, `ssh-keygen -R {shlex.quote(_known_as(host, self._options))}`"
-            else:
-                last = f"unknown host key ({last})"
-                scan = shlex.join(["ssh-keyscan", *_port(host, self._options), host.host])
-                remedy = f"if it is the right host, `{scan} >> {KNOWN_HOSTS[0]}`, or --accept-new-host-keys"
+        remedy = self._options.try_it(host)
+        target = ["--", self._options.target(host), "true"]
+        name, port = host.host, self._options.port_of(host) or SSH_PORT
+        if "HAS CHANGED" in said:
+            last, remedy = f"its host key has changed: it is {_fingerprint(said)} now", forget(name, port)
+        elif "Host key verification failed" in last:
+            key = _fingerprint(said) or _fingerprint(await _ask([*words, "-v", *target], stdout=False))
+            last, remedy = f"unknown host key: {key or last}", accept(name, port)
+        elif DENIED in last:
+            keys = _key_files(await _ask([*words, "-G", *target], stdout=True))
+            locked = [path for path, kind in keys if isinstance(kind, Locked)]
+            faults = [kind.words for _, kind in keys if isinstance(kind, Faulty)]
+            if locked:
+                last = f"{last}: {', '.join(locked)} is locked, and ssh may not ask for its passphrase here"
+                remedy = f"`ssh-add {shlex.quote(locked[0])}`"
+            elif faults:
+                last = f"{last}: {'; '.join(faults)}"
         return HostError(host.place, step, last, remedy)
 
 
-def _target(host: HostSpec, options: LoginOptions) -> str:
-    user = host.user or options.username
-    return host.host if user is None else f"{user}@{host.host}"
+async def _ask(command: Sequence[str], *, stdout: bool) -> str:
+    """What this `ssh` says on its stdout or stderr, within `ASK_S`."""
+    said = b""
+    with trio.move_on_after(ASK_S):
+        async with run_command(command) as child:
+            receive = child.receive if stdout else child.receive_error
+            while data := await receive():
+                said += data
+    return said.decode(errors="replace")
 
 
-def _port(host: HostSpec, options: LoginOptions) -> list[str]:
-    port = host.port or options.port
-    return [] if port is None else ["-p", str(port)]
+def _fingerprint(said: str) -> str:
+    """The algorithm, if it is there, and the fingerprint of a host's key in what `ssh` said."""
+    found = re.search(r"(?:Server host key: (\S+) )?(SHA256:[A-Za-z0-9+/=]+)", said)
+    return "" if found is None else " ".join(filter(None, found.groups()))
 
 
-def _known_as(host: HostSpec, options: LoginOptions) -> str:
-    port = host.port or options.port or 22
-    return host.host if port == 22 else f"[{host.host}]:{port}"
+def _key_files(configuration: str) -> list[tuple[str, KeyFile]]:
+    """The files of private keys that `ssh` would use, and what they are; it does not say which it cannot use."""
+    lines = (line.partition(" ") for line in configuration.splitlines())
+    paths = [os.path.expanduser(value) for name, _, value in lines if name == "identityfile"]
+    return [(path, look_at(path)) for path in paths if os.path.exists(path)]
 
 
 class OpensshSession:

@@ -392,19 +392,22 @@ def worker_arguments(spec: HostSpec, settings: LauncherSettings) -> list[str]:
     return [*options, "--on-scheduler-stop=leave", *settings.worker_options]
 
 
-def check_workers(settings: LauncherSettings) -> None:
-    """Refuse what the `dask-worker` of some host would refuse; hosts that differ in names alone are checked once.
+def check_settings(settings: LauncherSettings) -> None:
+    """Refuse what makes no sense together, and what the `dask-worker` of some host would refuse.
 
     Raises:
-      UsageError: the message names the place of the host.
+      UsageError: the message names the option, or the place of the host.
     """
+    if settings.tunnel and isinstance(settings.scheduler, RunningScheduler):
+        address = settings.scheduler.address
+        raise UsageError(f"--tunnel: nobody logs in to the host of {address}; use `ssh -L` for a scheduler that runs")
     check = hooks.check_worker
     assert check is not None
     checked: set[tuple[str, ...]] = set()
     for spec in settings.hosts:
         arguments = worker_arguments(spec, settings)
         kind = tuple(word for word in arguments if not word.startswith("--name="))
-        if arguments and kind not in checked:
+        if arguments and kind not in checked:  # hosts that differ in names alone are checked once
             checked.add(kind)
             try:
                 check([ANY_SCHEDULER, *arguments])

@@ -202,4 +202,5 @@ _PROGRAMS: Mapping[str, _RoleProgram] = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # While an interpreter takes itself apart, which takes a second on a busy host, the lifeline's thread does not run.
+    os._exit(main())

@@ -62,6 +62,14 @@ def check(state: State) -> None:
             managed += task.phase.nbytes
         assert worker.managed_bytes == managed, f"bytes of {worker}"
         _check_worker_phase(state, worker)
+    for task, under_way in state.copies.items():
+        assert isinstance(task.phase, InMemory), f"{task} is being copied"
+        assert under_way, f"{task} is said to be copied"
+        for worker in under_way:
+            assert worker.phase.has_session, f"{worker} copies {task}"
+    for task, spreads in state.spreads.items():
+        assert task in state.copies, f"{task} is to be copied, and no copy is under way"
+        assert all(spread.targets and spread.goal.open for spread in spreads), f"copies of {task} are over"
     for group in (state.index.idle, state.index.has_capacity, state.index.overloaded):
         for worker in group:
             assert worker.phase is HERE, f"{worker} is to be given work"
@@ -137,6 +145,8 @@ def check_empty(state: State) -> None:
     """
     assert not state.tasks, f"{len(state.tasks)} tasks are left"
     assert not state.blobs, f"{len(state.blobs)} blobs are left"
+    assert not state.copies and not state.spreads, "copies are under way"  # noqa: PT018
+    assert not state.surplus, "replicas are said to be surplus"
     for worker in state.workers.values():
         assert not worker.processing, f"{worker} still processes"
         assert not worker.holds, f"{worker} still holds"

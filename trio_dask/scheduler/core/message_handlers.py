@@ -14,7 +14,9 @@ from trio_dask.protocol import messages as m
 from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.scheduler.core import (
     clients,
+    copies,
     plugins,
+    rebalancing,
     reconnect,
     replication,
     retirement,
@@ -124,20 +126,6 @@ def _input_missing(state: State, worker: Worker, message: m.InputMissing) -> Non
     task = worker.processing.get(message.run)
     if task is not None:
         task_transitions.requeue(state, task, f"its input {message.key} could not be fetched")
-
-
-def _replicas(state: State, worker: Worker, message: m.Replicas) -> None:
-    unknown: list[str] = []
-    for key in message.keys:
-        task = state.tasks.get(key)
-        if task is None or not isinstance(task.phase, InMemory):
-            unknown.append(key)
-        else:
-            task_transitions.add_replica(task, task.phase, worker)
-    if unknown:
-        state.send(worker.peer, m.Free(tuple(unknown)))
-    state.pending.replicas_came()
-    state.check_retirements_soon()
 
 
 def _scattered(state: State, worker: Worker, message: m.Scattered) -> None:
@@ -345,14 +333,14 @@ FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
     m.Started: _started,
     m.RunsReturned: _runs_returned,
     m.InputMissing: _input_missing,
-    m.Replicas: _replicas,
+    m.Replicas: copies.copied,
     m.Scattered: _scattered,
     m.Lost: _lost,
     m.Capacity: _capacity,
     m.Heartbeat: _heartbeat,
     m.Inventory: reconnect.reconcile,
     m.Drain: retirement.drain,
-    m.NotAcquired: retirement.not_acquired,
+    m.NotAcquired: copies.not_acquired,
     m.PluginDone: plugins.worker_done,
     m.LogEvent: log_event,
 }
@@ -372,6 +360,7 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Restart: _restart,
     m.RestartWorkers: _restart_workers,
     m.Retire: retirement.retire,
+    m.Rebalance: rebalancing.rebalance,
     m.Replicate: replication.replicate,
     m.Coordinate: coordinate,
     m.EndRequest: end_request,

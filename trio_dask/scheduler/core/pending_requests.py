@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from trio_dask.ids import Key, PeerId
 from trio_dask.protocol.messages import Reply
-from trio_dask.scheduler.core.task_states import InMemory
 
 if TYPE_CHECKING:
-    from trio_dask.scheduler.core.state import State, Task, Worker
+    from trio_dask.scheduler.core.state import State, Worker
 
 
 _NEVER: Final = float("inf")
@@ -48,24 +47,19 @@ class WorkersGone(NamedTuple):
         return {"retired": tuple(self.left)} if late or not self.remaining else None
 
 
-class ReplicasMade(NamedTuple):
-    """Wait until these workers have copied these results, or cannot any more."""
+@dataclass(slots=True, eq=False)
+class CopiesMade:
+    """Wait until results are where they are wanted, or cannot be; `open` are still on their way."""
 
-    expected: dict[tuple[Task, Worker], None]
-    failed: list[Key]
+    open: int
+    missing: dict[Key, None] = field(default_factory=dict[Key, None])
 
     def answer(self, state: State, *, late: bool) -> Any:
-        """Keys of results that were not copied; None while some may still be."""
-        for task, worker in list(self.expected):
-            if not isinstance(task.phase, InMemory) or not worker.phase.has_session:
-                self.failed.append(task.key)
-            elif worker not in task.phase.holders:
-                continue
-            del self.expected[task, worker]
-        return {"missing": tuple(self.failed)} if late or not self.expected else None
+        """Keys of results that lack a copy; None while some may still come."""
+        return {"missing": tuple(self.missing)} if late or not self.open else None
 
 
-Goal: TypeAlias = WorkerCount | WorkersBack | WorkersGone | ReplicasMade
+Goal: TypeAlias = WorkerCount | WorkersBack | WorkersGone | CopiesMade
 
 
 class PendingRequest(NamedTuple):
@@ -110,21 +104,6 @@ class PendingRequests:
     def worker_ready(self) -> None:
         """A worker has set up its plugins."""
         self.due_at = -_NEVER
-
-    def replicas_came(self) -> None:
-        """A worker has copied results."""
-        if any(isinstance(pending.goal, ReplicasMade) for pending in self._pending):
-            self.due_at = -_NEVER
-
-    def not_acquired(self, worker: Worker, keys: Collection[Key]) -> None:
-        """A worker could not copy these results."""
-        for pending in self._pending:
-            if isinstance(pending.goal, ReplicasMade):
-                for task, target in list(pending.goal.expected):
-                    if target is worker and task.key in keys:
-                        del pending.goal.expected[task, target]
-                        pending.goal.failed.append(task.key)
-                self.due_at = -_NEVER
 
     def client_left(self, client: PeerId) -> None:
         """Drop the requests of a client that has left."""

@@ -16,7 +16,7 @@ from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import CancelRuns, Free, Inventory, WorkerAlive, WorkerExited
-from trio_dask.scheduler.core.retirement import begin_retiring, forget_copies
+from trio_dask.scheduler.core.retirement import begin_retiring
 from trio_dask.scheduler.core.state import ClosePeer, LogLine, State, Worker, WorkerInfo
 from trio_dask.scheduler.core.task_states import InMemory, Processing
 from trio_dask.scheduler.core.task_transitions import finish, notify_client, remove_replica, requeue
@@ -122,7 +122,6 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
     unwanted = tuple(run for run in inventory.runs if run not in worker.processing)
     if unwanted:
         state.send(worker.peer, CancelRuns(unwanted))
-    forget_copies(state, worker)
     if phase.retirement is None:
         change_phase(state, worker, HERE)
     else:

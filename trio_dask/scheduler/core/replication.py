@@ -1,38 +1,55 @@
-"""More copies of results, or fewer, as a client wants them."""
+"""More copies of results, or fewer, as a client wants them; they spread as a tree."""
 
 from __future__ import annotations
 
-from trio_dask.ids import Key
-from trio_dask.protocol.messages import Acquire, Replicate
-from trio_dask.scheduler.core.pending_requests import PendingRequest, ReplicasMade
-from trio_dask.scheduler.core.state import Client, State, Task, Worker
+from heapq import nsmallest
+
+from trio_dask.protocol.messages import Replicate, Reply
+from trio_dask.scheduler.core.copies import spread, takes_copies
+from trio_dask.scheduler.core.copy_records import Spread
+from trio_dask.scheduler.core.pending_requests import CopiesMade, PendingRequest
+from trio_dask.scheduler.core.retirement import select
+from trio_dask.scheduler.core.state import Client, State, Worker
 from trio_dask.scheduler.core.task_states import InMemory
-from trio_dask.scheduler.core.task_transitions import remove_replica
+from trio_dask.scheduler.core.worker_states import HERE
 
 
 def replicate(state: State, client: Client, message: Replicate) -> None:
-    """Drop the surplus copies, and order those that are missing. The reply follows when they are there."""
-    for key, address in message.surplus:
-        task, worker = state.tasks.get(key), state.addresses.get(address)
-        if task is None or worker is None or not isinstance(task.phase, InMemory):
+    """Order the copies that are missing, and drop surplus ones. The reply follows when the copies are there.
+
+    Each worker that has a result gives it to `fan_out` others at once, and these do the same as soon as they have it.
+    """
+    chosen, unknown = select(state, message.workers) if message.workers else (list(state.workers.values()), "")
+    if unknown:
+        state.send(client.peer, Reply(message.request, {"refused": f"there is no worker {unknown!r}"}))
+        return
+    takers = [worker for worker in chosen if takes_copies(worker)]
+    number = min(message.number, len(chosen)) or len(chosen)
+    loads = {worker: worker.managed_bytes for worker in chosen}
+    goal = CopiesMade(0)
+    spreads: list[Spread] = []
+    for key in message.keys:
+        task = state.tasks.get(key)
+        if task is None or task.options.actor:
             continue
-        if (
-            worker in task.phase.holders
-            and not task.options.actor
-            and any(holder.phase.has_session for holder in task.phase.holders if holder is not worker)
-        ):
-            state.free(worker.peer, key)
-            remove_replica(state, task, worker, f"client {client.name} wants fewer copies")
-    orders: dict[Worker, list[tuple[Key, tuple[str, ...]]]] = {}
-    expected: dict[tuple[Task, Worker], None] = {}
-    for key, address in message.copies:
-        task, worker = state.tasks.get(key), state.addresses.get(address)
-        if task is None or worker is None or not isinstance(task.phase, InMemory) or not worker.phase.has_session:
+        phase = task.phase
+        if not isinstance(phase, InMemory):
+            goal.missing[key] = None  # it was lost a moment ago
             continue
-        if worker not in task.phase.holders and not task.options.actor:
-            holders = tuple([holder.info.address for holder in task.phase.holders if holder.phase.has_session])
-            orders.setdefault(worker, []).append((key, holders))
-            expected[task, worker] = None
-    state.pending.add(PendingRequest(client.peer, message.request, ReplicasMade(expected, [])))
-    for worker, rows in orders.items():
-        state.send(worker.peer, Acquire(tuple(rows)))
+        there = [worker for worker in phase.holders if worker in loads]
+        if message.number and not message.stay:
+            # Those that leave drop it first, then the fullest.
+            kept = nsmallest(number, there, key=lambda worker: (worker.phase is not HERE, loads[worker]))
+            state.moved += [(task, worker, phase) for worker in there if worker not in kept]
+        if len(there) < number:
+            others = [worker for worker in takers if worker not in phase.holders]
+            targets: list[Worker] = nsmallest(number - len(there), others, key=loads.__getitem__)
+            if len(there) + len(targets) < number:
+                goal.missing[key] = None
+            for target in targets:
+                loads[target] += phase.nbytes
+            if targets:
+                spreads.append(Spread(task, dict.fromkeys(targets), goal, max(1, message.fan_out), takers))
+    goal.open = len(spreads)
+    state.pending.add(PendingRequest(client.peer, message.request, goal))
+    spread(state, spreads)

@@ -8,12 +8,14 @@ to (`Retire`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from heapq import heapify, heapreplace
 from typing import Final
 
-from trio_dask.ids import Key, PeerId, places_of
-from trio_dask.protocol.messages import Acquire, Drain, Leave, NotAcquired, Reply, Retire, ReturnRuns
+from trio_dask.ids import PeerId, places_of
+from trio_dask.protocol.messages import Drain, Leave, Reply, Retire, ReturnRuns
+from trio_dask.scheduler.core.copies import order
+from trio_dask.scheduler.core.copy_records import Order
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkersGone
 from trio_dask.scheduler.core.state import Client, State, Task, Worker
 from trio_dask.scheduler.core.task_states import InMemory, Processing
@@ -77,32 +79,15 @@ def check_retirements(state: State) -> None:
         if actors and (retirement.reason in PATIENT or _call_off(state, worker, retirement, _hosts(worker, actors))):
             continue
         alone = _held_alone(worker)
-        if not alone:
-            retirement.copies.clear()
-        elif not _have_copied(state, worker, retirement, alone) and (
-            retirement.reason in PATIENT or _call_off(state, worker, retirement, _nowhere(worker, alone))
+        if (
+            alone
+            and not _have_copied(state, worker, retirement, alone)
+            and (retirement.reason in PATIENT or _call_off(state, worker, retirement, _nowhere(worker, alone)))
         ):
             continue
-        if not worker.processing and all(target is None for target, _ in retirement.copies.values()):
+        if not worker.processing and not any(state.copies.get(task) for task in alone):
             change_phase(state, worker, Dismissed(retirement))
             state.send(worker.peer, Leave(retirement.reason, False))
-
-
-def not_acquired(state: State, target: Worker, message: NotAcquired) -> None:
-    """A worker could not copy these results."""
-    state.pending.not_acquired(target, message.keys)
-    forget_copies(state, target, [task for key in message.keys if (task := state.tasks.get(key)) is not None])
-    state.check_retirements_soon()
-
-
-def forget_copies(state: State, target: Worker, tasks: Collection[Task] | None = None) -> None:
-    """Have results copied anew that this worker was to copy: these, or all when it is not known which it did copy."""
-    for worker in (*state.workers.values(), *state.away):
-        copies = {} if worker.phase.retirement is None else worker.phase.retirement.copies
-        for task in copies if tasks is None else tasks:
-            copier, attempts = copies.get(task, (None, 0))
-            if copier is target:
-                copies[task] = (None, attempts)
 
 
 def retire(state: State, client: Client, message: Retire) -> None:
@@ -167,28 +152,23 @@ def _have_copied(state: State, worker: Worker, retirement: Retirement, alone: li
     """Ask others to copy what none of them is copying yet; False if there are no others."""
     targets = [other for other in state.workers.values() if other.phase is HERE]
     if not targets:
-        retirement.copies.clear()
+        retirement.attempts.clear()
         return False
     heap = [(other.managed_bytes, place) for place, other in enumerate(targets)]
     heapify(heap)
-    orders: dict[Worker, list[tuple[Key, tuple[str, ...]]]] = {}
-    copies: dict[Task, tuple[Worker | None, int]] = {}
+    orders: list[Order] = []
+    attempts: dict[Task, int] = {}
     for task in alone:
         phase = task.phase
         assert isinstance(phase, InMemory)
-        target, attempts = retirement.copies.get(task, (None, 0))
-        if target is None or not target.phase.has_session:
-            target = None
-            if attempts < ATTEMPTS:
-                nbytes, place = heap[0]
-                heapreplace(heap, (nbytes + phase.nbytes, place))
-                target = targets[place]
-                orders.setdefault(target, []).append((task.key, (worker.info.address,)))
-                attempts += 1
-        copies[task] = (target, attempts)
-    retirement.copies = copies
-    for target, rows in orders.items():
-        state.send(target.peer, Acquire(tuple(rows)))
+        attempts[task] = retirement.attempts.get(task, 0)
+        if task not in state.copies and attempts[task] < ATTEMPTS:
+            nbytes, place = heap[0]
+            heapreplace(heap, (nbytes + phase.nbytes, place))
+            orders.append(Order(task, worker, targets[place]))
+            attempts[task] += 1
+    retirement.attempts = attempts
+    order(state, orders)
     return True
 
 

@@ -9,7 +9,16 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
 from trio_dask.protocol.messages import Message, Reply
-from trio_dask.scheduler.core import admission, clients, idle_timeout, plugins, reconnect, retirement, stuck_tasks
+from trio_dask.scheduler.core import (
+    admission,
+    clients,
+    copies,
+    idle_timeout,
+    plugins,
+    reconnect,
+    retirement,
+    stuck_tasks,
+)
 from trio_dask.scheduler.core.admission import Outcome
 from trio_dask.scheduler.core.demand import demand, retire_idle
 from trio_dask.scheduler.core.events import EventRing
@@ -196,6 +205,8 @@ class SchedulerCore:
         if state.retirements_at <= now:
             retirement.check_retirements(state)
             place(state)  # workers that stay take work again
+        if state.moved or state.surplus:
+            copies.drop_surplus(state)
         if not state.queue.eligible and stuck_tasks.has_become_stuck(state, state.queue):
             stuck_tasks.check_soon(state)
         if state.pending.due_at <= now:
@@ -233,6 +244,7 @@ class SchedulerCore:
             state.heartbeat_check_at,
             state.idle_at,
             state.stuck_at,
+            state.surplus_at,
         )
         for worker in state.away:
             if isinstance(worker.phase, Away):

@@ -15,6 +15,7 @@ from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Free, Message, Stuck
 from trio_dask.scheduler.core.coordination.table import Coordination
+from trio_dask.scheduler.core.copy_records import Copy, Spread
 from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
@@ -93,6 +94,8 @@ class WorkerInfo(NamedTuple):
     """It comes back after a lost link, and brings what it has."""
     process: str = ""
     """Its nanny's name for its process, if it has a nanny."""
+    nanny: str = ""
+    """Where its nanny answers `rpc`, if it does."""
     metrics: Mapping[str, float] = {}
     """Its first metrics; each heartbeat brings new ones."""
 
@@ -422,6 +425,18 @@ class State:
         self.chain_candidates: list[Task] = []
         """Waiting tasks whose inputs may all be on one worker soon."""
         self.index = WorkerIndex(settings)
+        self.copies: dict[Task, dict[Worker, Copy]] = {}
+        """Copies under way, by result and by the worker that makes them. See `copies`."""
+        self.spreads: dict[Task, list[Spread]] = {}
+        """What clients want copied, until it is; a copy is under way for each of them."""
+        self.surplus: dict[tuple[Task, Worker], InMemory] = {}
+        """Replicas, of these very results, to be dropped once nothing needs them."""
+        self.moved: list[tuple[Task, Worker, InMemory]] = []
+        """Replicas that are surplus since the last batch of events."""
+        self.surplus_at = float("inf")
+        """When to look at them, if no event comes before."""
+        self.surplus_read_at = float("-inf")
+        self.last_order = 0
         self.last_run = 0
         self.last_submission = 0
         self.outboxes: dict[PeerId, list[Message]] = {}

@@ -30,6 +30,7 @@ from trio_dask.ids import PeerId
 from trio_dask.protocol.messages import CancelRuns, KeyFailed, KeyPending, KeyReady
 from trio_dask.protocol.wire_constants import SMALL_VALUE_BYTES
 from trio_dask.scheduler.core.blobs import unreference
+from trio_dask.scheduler.core.copy_records import withdraw_copies
 from trio_dask.scheduler.core.state import COORDINATION, FIRE_AND_FORGET, Client, State, Task, Worker
 from trio_dask.scheduler.core.task_states import (
     FORGOTTEN,
@@ -233,6 +234,8 @@ def remove_replica(state: State, task: Task, worker: Worker, why: str) -> None:
         for holder in phase.holders:
             state.index.mark_dirty(holder)  # it may be retiring, and the only one with the result now
         return
+    elif task in state.copies:
+        withdraw_copies(state, task)
     if task.function is None or is_home:
         if not task.wanted and not task.waiters:
             move(state, task, RELEASED, why)
@@ -498,6 +501,8 @@ def _inputs_lost(state: State, task: Task, why: str) -> None:
 
 
 def _free(state: State, task: Task, phase: InMemory) -> None:
+    if task in state.copies:
+        withdraw_copies(state, task)
     for holder in phase.holders:
         del holder.holds[task]
         holder.managed_bytes -= phase.nbytes

@@ -15,7 +15,7 @@ from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.hello import Hello
 
 if TYPE_CHECKING:
-    from trio_dask.scheduler.core.state import Task, Worker
+    from trio_dask.scheduler.core.state import Task
 
 
 WORKER_TRANSITIONS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
@@ -48,8 +48,8 @@ class Retirement:
     reason: str
     self_initiated: bool
     """The worker drains: it takes no more runs, and cannot be kept."""
-    copies: dict[Task, tuple[Worker | None, int]] = field(default_factory=dict["Task", tuple["Worker | None", int]])
-    """Results that only retiring workers hold: the worker that copies each, and the number of attempts."""
+    attempts: dict[Task, int] = field(default_factory=dict["Task", int])
+    """How often each result that only retiring workers hold was to be copied elsewhere."""
 
 
 @dataclass(slots=True, eq=False, repr=False)

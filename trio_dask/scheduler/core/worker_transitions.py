@@ -9,6 +9,7 @@ and removes workers, `reconnect` has them go away and return, `retirement` has t
 
 from __future__ import annotations
 
+from trio_dask.scheduler.core.copies import target_left
 from trio_dask.scheduler.core.placement import register_eligible
 from trio_dask.scheduler.core.state import Queue, State, Worker
 from trio_dask.scheduler.core.stuck_tasks import check_soon
@@ -45,6 +46,7 @@ def change_phase(state: State, worker: Worker, phase: WorkerPhase) -> None:
         state.frees.pop(worker.peer, None)
         for blob in state.blobs.values():
             blob.shipped.pop(worker, None)
+        target_left(state, worker)
     elif phase.has_session and not before.has_session:
         _enter_tables(state, worker)
     if phase is GONE:

@@ -63,8 +63,8 @@ class FetchPlan:
         self.limits = limits
         self.pending: dict[Key, PendingKey] = {}
         """Every key that is wanted from a peer."""
-        self.acquiring: dict[Key, None] = {}
-        """The keys to hold here, whether or not a run waits for them."""
+        self.acquiring: dict[Key, int] = {}
+        """The keys to hold here, whether or not a run waits for them, and the order for each."""
         self.queues: dict[str, dict[Key, None]] = {}
         """Keys that wait for their turn, by address."""
         self.active: dict[FetchId, ActiveFetch] = {}
@@ -88,10 +88,10 @@ class FetchPlan:
             if holder != pending.address and holder not in pending.tried:
                 pending.untried[holder] = None
 
-    def acquire(self, key: Key, holders: Iterable[str]) -> None:
+    def acquire(self, key: Key, holders: Iterable[str], order: int) -> None:
         """Fetch this key from one of these peers (at least one, or it is being acquired already), and hold it."""
         self.seek(key, holders)
-        self.acquiring[key] = None
+        self.acquiring[key] = order
 
     def cancel_acquire(self, keys: Iterable[Key]) -> None:
         """These keys need not be held here after all."""
@@ -105,20 +105,18 @@ class FetchPlan:
         if key in self.pending and not self._is_awaited(key) and key not in self.acquiring:
             self._drop(key)
 
-    def came(self, key: Key) -> bool:
-        """This key is here, from wherever it came first; True if it was to be acquired."""
+    def came(self, key: Key) -> int | None:
+        """This key is here, from wherever it came first; returns the order by which it was to be acquired, if any."""
         if key in self.pending:
             self._drop(key)
-        if key not in self.acquiring:
-            return False
-        del self.acquiring[key]
-        return True
+        return self.acquiring.pop(key, None)
 
-    def missed(self, given_up: Iterable[UnfetchableKey]) -> tuple[Key, ...]:
-        """No peer could give these keys; returns those that were to be acquired."""
-        missed = tuple(key for key, _ in given_up if key in self.acquiring)
-        for key in missed:
-            del self.acquiring[key]
+    def missed(self, given_up: Iterable[UnfetchableKey]) -> dict[int, list[Key]]:
+        """No peer could give these keys; returns those that were to be acquired, by order."""
+        missed: dict[int, list[Key]] = {}
+        for key, _ in given_up:
+            if key in self.acquiring:
+                missed.setdefault(self.acquiring.pop(key), []).append(key)
         return missed
 
     def expects(self, number: FetchId, key: Key) -> bool:

@@ -80,7 +80,8 @@ class WorkerCore:
         self._waiters = self.table.waiters
         self._address: str | None = None  # None between sessions
         self._resend = ResendOnReturn()
-        self._replicas: dict[Key, None] = {}
+        self._replicas: dict[Key, int] = {}
+        """What was fetched and not reported yet, with the order for it, or 0."""
         self._outbox: list[m.FromWorker] = []
         self._requests: list[Request] = []
 
@@ -103,7 +104,10 @@ class WorkerCore:
         if self.fetches.queues:
             self._requests.extend(self.fetches.launch())
         if self._replicas:
-            self._outbox.append(m.Replicas(tuple(self._replicas)))
+            by_order: dict[int, list[Key]] = {}
+            for key, order in self._replicas.items():
+                by_order.setdefault(order, []).append(key)
+            self._outbox += [m.Replicas(tuple(keys), order) for order, keys in by_order.items()]
             self._replicas.clear()
         effects = Effects(self._outbox, self._requests, self.ready.offered)
         self._outbox, self._requests, self.ready.offered = [], [], 0
@@ -240,13 +244,13 @@ class WorkerCore:
         for key, holders in message.keys:
             remote = [at for at in holders if at != self._address]
             if key in self.held:
-                self._replicas[key] = None
+                self._replicas[key] = message.order
             elif key not in self.fetches.acquiring and (self.paused or self.draining or not remote):
                 refused.append(key)
             else:
-                self.fetches.acquire(key, remote)
+                self.fetches.acquire(key, remote, message.order)
         if refused:
-            self._outbox.append(m.NotAcquired(tuple(refused)))
+            self._outbox.append(m.NotAcquired(tuple(refused), message.order))
 
     def _free_keys(self, message: m.Free, now: float) -> None:
         self.fetches.cancel_acquire(message.keys)
@@ -254,6 +258,8 @@ class WorkerCore:
 
     def _free(self, keys: Iterable[Key]) -> None:
         freed = [key for key in keys if self.held.drop(key)]
+        for key in freed:
+            self._replicas.pop(key, None)
         if freed:
             self._requests.append(FreeKeys(tuple(freed)))
 
@@ -371,7 +377,7 @@ class WorkerCore:
         """A value came from a peer. True if it is kept; it must have been stored before this call."""
         if not self.fetches.arrived(fetch, key):
             return False
-        self._replicas[key] = None
+        self._replicas[key] = 0
         self.held.add(key, nbytes)
         self._arrived(key)
         return True
@@ -414,8 +420,9 @@ class WorkerCore:
 
     def _arrived(self, key: Key) -> None:
         """A key that runs wait for, or that was to be acquired, is here, from wherever it came first."""
-        if self.fetches.came(key):
-            self._replicas[key] = None
+        order = self.fetches.came(key)
+        if order is not None:
+            self._replicas[key] = order
         self.table.input_arrived(key)
 
     def _ended_without(self, run: m.Run, message: m.FromWorker) -> None:
@@ -461,9 +468,8 @@ class WorkerCore:
 
     def _give_up(self, given_up: list[UnfetchableKey], *, hand_back: bool = False) -> None:
         """No peer could give these keys."""
-        missed = self.fetches.missed(given_up)
-        if missed:
-            self._outbox.append(m.NotAcquired(missed))
+        for order, keys in self.fetches.missed(given_up).items():
+            self._outbox.append(m.NotAcquired(tuple(keys), order))
         returned = self.table.return_dependents(given_up)
         if hand_back and returned:
             self._outbox.append(m.RunsReturned(tuple(missing.run for missing in returned)))
