@@ -130,6 +130,28 @@ async def test_a_new_host_key_is_remembered_by_choice(place: Place) -> None:
             pass
 
 
+async def test_a_new_host_key_is_a_line_of_its_own(place: Place) -> None:
+    async with serving(place) as bridge:
+        known = place.folder / "known_hosts"
+        known.write_text("other ssh-ed25519 AAAA")  # an editor left out the end of the line
+        async with Logins(bridge, LoginOptions(accept_new_host_keys=True)).log_in(place.host):
+            pass
+        lines = known.read_text().splitlines()
+        assert lines[0] == "other ssh-ed25519 AAAA"
+        assert lines[1].startswith(f"[127.0.0.1]:{place.port} ssh-ed25519 ")
+        assert len(lines) == 2
+
+
+async def test_a_host_key_that_cannot_be_remembered_is_accepted_all_the_same(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", "/sys")  # even root cannot write there
+    options = LoginOptions(accept_new_host_keys=True, private_key=str(place.key_file))
+    async with serving(place) as bridge, Logins(bridge, options).log_in(place.host):
+        pass
+    assert "its key is not remembered: cannot write /sys/.ssh/known_hosts: " in caplog.text
+
+
 async def test_a_locked_key_is_asked_for_once_for_all_hosts(place: Place) -> None:
     place.write_key("open sesame")
     asked: list[str] = []
