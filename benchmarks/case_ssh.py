@@ -6,8 +6,12 @@ import re
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .model import Case, Context, Kind, Metric, Unsupported, absolute
+
+if TYPE_CHECKING:
+    from tests.programs.sshd import Sshd
 
 HOSTS = 4
 BOUND = absolute(2.5, "at most 2.5 s")
@@ -22,15 +26,16 @@ def ready(context: Context) -> dict[str, float]:
     folder = Path(context.folder, "ssh")
     folder.mkdir()
     with sshd(folder, "MaxStartups 100") as server:
-        return {client: _time(client, server.hosts(HOSTS), server.environment()) for client in ("asyncssh", "openssh")}
+        return {client: _time(server, client) for client in ("asyncssh", "openssh")}
 
 
-def _time(client: str, hosts: list[str], environment: dict[str, str]) -> float:
+def _time(server: Sshd, client: str) -> float:
     from tests.programs.programs import program
 
-    options = ("--ssh-client", client, "--scheduler-port", "0", "--nthreads", "1")
+    login = ("--ssh-client", client, "--ssh-config", server.configuration)
+    options = ("--scheduler-port", "0", "--nthreads", "1")
     started = time.perf_counter()
-    with program("-m", "trio_dask", "ssh", *hosts, *options, env=environment) as running:
+    with program("-m", "trio_dask", "ssh", *server.hosts(HOSTS), *login, *options, env=server.environment()) as running:
         running.wait_for("^Stop ", running.output, timeout_s=60)
         elapsed = time.perf_counter() - started
         assert running.stop(signal.SIGINT) == 0, running.text
