@@ -371,6 +371,25 @@ class SchedulerSettings(NamedTuple):
             TIME_LIMIT,
         ),
     ] = 10.0
+    memory_manager: Annotated[
+        bool,
+        Option(
+            "--memory-manager/--no-memory-manager",
+            "Drop replicas of results that no task needs. Default: not before a client asks (client.amm).",
+            HOW_IT_RUNS,
+            config="distributed.scheduler.active-memory-manager.start",
+        ),
+    ] = False
+    memory_manager_interval_s: Annotated[
+        float,
+        Option(
+            "--memory-manager-interval",
+            "Look for such replicas this often.",
+            HOW_IT_RUNS,
+            TIME,
+            config="distributed.scheduler.active-memory-manager.interval",
+        ),
+    ] = 2.0
     idle_timeout_s: Annotated[
         float,
         Option(

@@ -41,7 +41,6 @@ MODULE: Final = _reasons(
 
 CLIENT: Final = _reasons(
     {
-        "results are copied when they are needed; use replicate for more copies": "amm",
         NO_DASHBOARD: "benchmark_hardware",
         NO_LOGS: "forward_logging unforward_logging",
     }
