@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     case_actors,
     case_collections,
+    case_coordination,
     case_data,
     case_memory,
     case_programs,
@@ -21,6 +22,7 @@ CASES: dict[str, Case] = {
     for module in (
         case_tasks,
         case_actors,
+        case_coordination,
         case_collections,
         case_data,
         case_tls,

@@ -93,6 +93,9 @@ class Sizes:
     merge_tasks: int
     dag_tasks: int
     bag_shape_parts: int
+    handovers: int
+    handovers_slow: int
+    queue_items: int
     collection_share: float
     """How much of its full size each collection has."""
     shuffle_bytes: int
@@ -123,6 +126,9 @@ FULL = Sizes(
     merge_tasks=25_000,
     dag_tasks=20_000,
     bag_shape_parts=50,
+    handovers=100_000,
+    handovers_slow=2_000,
+    queue_items=20_000,
     collection_share=1.0,
     shuffle_bytes=2_000 * MB,
     array_bytes=20 * MB,
@@ -149,6 +155,9 @@ QUICK = Sizes(
     merge_tasks=2_500,
     dag_tasks=2_000,
     bag_shape_parts=15,
+    handovers=4_000,
+    handovers_slow=400,
+    queue_items=1_000,
     collection_share=0.1,
     shuffle_bytes=100 * MB,
     array_bytes=20 * MB,

@@ -80,10 +80,10 @@ def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist()
             ),
             (
                 client,
-                "benchmark_hardware",
-                "Client has no attribute 'benchmark_hardware', which distributed has: there",
+                "amm",
+                "Client has no attribute 'amm', which distributed has: results are",
             ),
-            (AsyncClient("tcp://h:1"), "benchmark_hardware", "AsyncClient has no attribute 'benchmark_hardware', "),
+            (AsyncClient("tcp://h:1"), "amm", "AsyncClient has no attribute 'amm', "),
             (future, "executor", "Future has no attribute 'executor', which distributed has: use client"),
             (cluster, "from_name", "LocalCluster has no attribute 'from_name', which distributed has: connect to a"),
         ):

@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from trio_dask.client.current_client import fire_and_forget, futures_of, get_client, worker_client
     from trio_dask.client.default_clients import default_client, temp_default_client
     from trio_dask.client.futures import AsyncFuture, Future
+    from trio_dask.client.memory_sampler import MemorySampler
     from trio_dask.client.metadata_operations import get_task_metadata
     from trio_dask.client.progress import progress
     from trio_dask.client.reports import get_task_stream, performance_report
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from trio_dask.deploy.ssh.cluster import SSHCluster, open_ssh_cluster
     from trio_dask.plugins.bases import Environ, NannyPlugin, WorkerPlugin
     from trio_dask.plugins.files import UploadDirectory, UploadFile
+    from trio_dask.plugins.forwarded_logs import ForwardLogging
     from trio_dask.plugins.installs import InstallPlugin, PipInstall
     from trio_dask.scheduler.plugins import SchedulerPlugin
     from trio_dask.security.security import Security
@@ -104,6 +106,7 @@ __all__ = [
     "Environ",
     "Event",
     "ForkedClientError",
+    "ForwardLogging",
     "ForwardOutput",
     "Future",
     "FutureCancelledError",
@@ -114,6 +117,7 @@ __all__ = [
     "KilledWorker",
     "LocalCluster",
     "Lock",
+    "MemorySampler",
     "MultiLock",
     "Nanny",
     "NannyPlugin",
@@ -184,6 +188,7 @@ _HOMES = {
         "client.current_client": "fire_and_forget futures_of get_client worker_client",
         "client.default_clients": "default_client temp_default_client",
         "client.futures": "AsyncFuture Future",
+        "client.memory_sampler": "MemorySampler",
         "client.metadata_operations": "get_task_metadata",
         "client.progress": "progress",
         "client.rpc_client": "rpc",
@@ -196,6 +201,7 @@ _HOMES = {
         "deploy.ssh.cluster": "SSHCluster open_ssh_cluster",
         "plugins.bases": "Environ NannyPlugin WorkerPlugin",
         "plugins.files": "UploadDirectory UploadFile",
+        "plugins.forwarded_logs": "ForwardLogging",
         "plugins.installs": "InstallPlugin PipInstall",
         "scheduler.plugins": "SchedulerPlugin",
         "security.security": "Security",

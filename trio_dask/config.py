@@ -624,9 +624,8 @@ class NannySettings(NamedTuple):
     """What one nanny needs to know: the worker it looks after, and how.
 
     With a `port_range` of None it does not serve `rpc`. It gives up once the start has failed in the same way
-    `same_failures` times in a row. With `signal_restart` it also replaces a worker that left after a signal. It sets
-    `environment` before the worker's interpreter starts, and of `default_environment` what is not set. The modules of
-    `preload` find `preload_argv` as their command line.
+    `same_failures` times in a row. It sets `environment` before the worker's interpreter starts, and of
+    `default_environment` what is not set. The modules of `preload` find `preload_argv` as their command line.
     """
 
     worker: WorkerSettings
@@ -695,7 +694,6 @@ class NannySettings(NamedTuple):
             config="distributed.worker.lifetime.restart",
         ),
     ] = False
-    signal_restart: bool = False
     environment: Annotated[
         Mapping[str, str],
         Option(

@@ -15,7 +15,6 @@ PAGE: Final = "docs/differences.md"
 INTERNAL = "it is internal to distributed"
 NO_DASHBOARD = "there is no dashboard"
 NO_ASYNCIO = "there is no asyncio; use AsyncClient under Trio"
-NO_LOGS = "logs are not collected; each program writes its own to stderr"
 
 
 def _reasons(names: Mapping[str, str]) -> Mapping[str, str]:
@@ -39,12 +38,7 @@ MODULE: Final = _reasons(
     }
 )
 
-CLIENT: Final = _reasons(
-    {
-        NO_DASHBOARD: "benchmark_hardware",
-        NO_LOGS: "forward_logging unforward_logging",
-    }
-)
+CLIENT: Final = _reasons({})
 
 FUTURE: Final = _reasons(
     {

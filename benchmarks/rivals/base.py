@@ -13,7 +13,7 @@ WORKERS = 2
 
 
 class Rival(abc.ABC):
-    """Two worker processes of one thread each, reached from this process.
+    """Two worker processes, of one thread each unless a case wants more, reached from this process.
 
     ``start`` to ``gather`` must be there; whatever else a system does not have stays as it is here and is reported
     as such.
@@ -24,6 +24,9 @@ class Rival(abc.ABC):
     """Its name on the package index, for the version; None for the standard library."""
     slow: ClassVar[bool] = False
     """More than a millisecond a task: the largest cases are run smaller, and the figure is per task anyway."""
+
+    threads: int = 1
+    """Of each worker; a case may set it before `start`."""
 
     has_workers: ClassVar[bool] = True
     """Whether it runs tasks elsewhere; else it is only asked to compute collections."""
@@ -60,6 +63,10 @@ class Rival(abc.ABC):
     def actor(self, kind: type[Any]) -> Any:
         """A proxy for an object of this class on a worker."""
         raise Unsupported("has no actors")
+
+    def primitives(self) -> str:
+        """The module whose `Lock` and `Queue` tasks share by name."""
+        raise Unsupported("has no locks and queues")
 
     def limit_memory(self, nbytes: int) -> None:
         """Give each worker so much memory; called before ``start``."""

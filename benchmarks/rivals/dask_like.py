@@ -94,6 +94,9 @@ class DaskLike(Rival):
     def actor(self, kind: type[Any]) -> Any:
         return self.client.submit(kind, actor=True).result()
 
+    def primitives(self) -> str:
+        return self.module
+
     def limit_memory(self, nbytes: int) -> None:
         self.memory_arguments = ["--memory-limit", str(nbytes)]
 

@@ -20,8 +20,8 @@ class Distributed(DaskLike):
         return ["-m", "distributed.cli.dask_scheduler", *options]
 
     def worker_arguments(self, scheduler_file: Path, folder: Path) -> list[str]:
-        options = ["--scheduler-file", str(scheduler_file), "--host", "127.0.0.1", "--nworkers", "1", "--nthreads", "1"]
-        options += ["--no-nanny", "--no-dashboard", "--local-directory", str(folder)]
+        options = ["--scheduler-file", str(scheduler_file), "--host", "127.0.0.1", "--nworkers", "1"]
+        options += ["--nthreads", str(self.threads), "--no-nanny", "--no-dashboard", "--local-directory", str(folder)]
         return ["-m", "distributed.cli.dask_worker", *options]
 
     def local_cluster(self, folder: Path) -> Any:

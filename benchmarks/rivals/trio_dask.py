@@ -23,7 +23,8 @@ class TrioDask(DaskLike):
         return ["-m", "trio_dask", "scheduler", *options]
 
     def worker_arguments(self, scheduler_file: Path, folder: Path) -> list[str]:
-        options = ["--scheduler-file", str(scheduler_file), "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny"]
+        options = ["--scheduler-file", str(scheduler_file), "--host", "127.0.0.1", "--no-nanny"]
+        options += ["--nthreads", str(self.threads)]
         return ["-m", "trio_dask", "worker", *options]
 
     def local_cluster(self, folder: Path) -> Any:

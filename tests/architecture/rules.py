@@ -56,6 +56,7 @@ FLOORS: Mapping[str, int] = {
     "cli": 6,
     "demo": 6,
     "dashboard": 6,
+    "diagnostics": 6,
     "__main__": TOP,
 }
 

@@ -75,6 +75,14 @@ def test_among_futures_other_values_may_stand(client: Client) -> None:
     assert wait([future, 5, None]).done == {future}
 
 
+@pytest.mark.parametrize("nonsense", [5, "key", None, {"a": 5}])
+def test_every_item_of_as_completed_is_or_has_a_future(client: Client, nonsense: Any) -> None:
+    future = client.submit(abs, -1)
+    with pytest.raises(TypeError, match=r"^as_completed\(\) takes futures.*not "):
+        as_completed([future, nonsense])
+    assert list(as_completed([future, [], [future]])) == [future, future]
+
+
 def test_a_key_that_is_nowhere(client: Any) -> None:
     known = client.submit(abs, -7, key="known")
     assert client.get({"a": 1}, ["a", "known"]) == [1, known.result()]

@@ -5,6 +5,7 @@ import pickle
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import trio
@@ -28,7 +29,11 @@ from trio_dask import (
     get_client,
     open_local_cluster,
 )
+from trio_dask.client.coordination import requests
+from trio_dask.client.core import local_leases
+from trio_dask.client.core.local_leases import LeaseWaiter, Place
 from trio_dask.client.engine import Engine
+from trio_dask.worker.secede import SecededTasks
 
 PATIENCE_S = 20
 
@@ -184,16 +189,16 @@ def test_acquire_without_waiting_and_with_a_timeout() -> None:
 def test_an_interrupt_while_a_request_is_sent_leaves_no_lock_behind(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    post = Engine.post
+    acquire = Engine.acquire_lease
 
-    def post_and_be_interrupted(engine: Engine, *args: Any) -> int:
-        post(engine, *args)
+    def acquire_and_be_interrupted(engine: Engine, place: Place, waiter: LeaseWaiter) -> None:
+        acquire(engine, place, waiter)
         client.nthreads()  # the lock is there
         raise KeyboardInterrupt
 
     lock = Lock()
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, "post", post_and_be_interrupted)
+        patch.setattr(Engine, "acquire_lease", acquire_and_be_interrupted)
         with pytest.raises(KeyboardInterrupt):
             lock.acquire()
     assert lock.acquire(timeout=0)
@@ -236,6 +241,69 @@ async def test_a_lock_that_comes_as_its_waiter_is_cancelled_is_free_again(async_
         assert await lock.acquire(timeout=PATIENCE_S)
 
 
+def hold_often(lock: Lock | Semaphore, count: int) -> int:
+    for _ in range(count):
+        with lock:
+            pass
+    return count
+
+
+@pytest.mark.parametrize("kind", [Lock, Semaphore])
+def test_threads_of_one_client_hand_a_lease_over_without_the_scheduler(
+    client: Client, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_leases, "KEEP_S", PATIENCE_S)
+    threads = [threading.Thread(target=hold_often, args=(kind(name="turns", client=client), 200)) for _ in range(4)]
+    before = client.engine.core.received
+    with kind(name="turns", client=client):
+        for thread in threads:
+            thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    # As many as callers wait at a time, and for each of the moments in which none waits, at most.
+    assert client.engine.core.received - before < 100
+    assert kind(name="turns", client=client).acquire(timeout=PATIENCE_S)
+    assert len(client.engine.leases) == 0
+
+
+def test_tasks_of_two_workers_all_get_their_turns(client: Client) -> None:
+    with Client(client.engine.address, set_as_default=False) as other:
+        threads = [threading.Thread(target=hold_often, args=(Lock("all", owner), 200)) for owner in (client, other) * 2]
+        for thread in threads:
+            thread.start()
+        assert client.gather(client.map(hold_often, [Lock("all")] * 2, [200] * 2, pure=False)) == [200, 200]
+        for thread in threads:
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
+        assert not Lock("all", other).locked()
+
+
+@pytest.mark.parametrize(("keep_s", "first"), [(0.0, "other"), (PATIENCE_S, "same")])
+def test_a_lease_goes_first_to_its_client_for_a_while_and_then_by_the_order_of_the_requests(
+    client: Client, keep_s: float, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_leases, "KEEP_S", keep_s)
+    got: list[str] = []
+
+    def take(name: str, owner: Client) -> None:
+        with Lock("order", owner):
+            got.append(name)
+
+    with Client(client.engine.address, set_as_default=False) as other:
+        threads: list[threading.Thread] = []
+        with Lock("order", client):
+            for name, owner in (("other", other), ("same", client)):
+                threads.append(threading.Thread(target=take, args=(name, owner)))
+                threads[-1].start()
+                while not len(owner.engine.leases):
+                    threading.Event().wait(0.001)
+                owner.nthreads()  # the scheduler has its request
+        for thread in threads:
+            thread.join(PATIENCE_S)
+    assert got[0] == first
+    assert len(got) == 2
+
+
 def test_a_lock_is_free_when_the_client_that_holds_it_has_ended(client: Client) -> None:
     with Client(client.engine.address, set_as_default=False) as other:
         assert Lock("x", other).acquire()
@@ -269,6 +337,28 @@ async def produce_under_trio(queue: AsyncQueue, count: int) -> None:
 
 def consume(queue: Queue, count: int) -> Any:
     return [queue.get(PATIENCE_S) for _ in range(count)]
+
+
+def echo(there: Queue, back: Queue) -> None:
+    back.put(there.get())
+
+
+async def echo_under_trio(there: AsyncQueue, back: AsyncQueue) -> None:
+    await back.put(await there.get())
+
+
+@pytest.mark.parametrize(("task", "kind"), [(echo, Queue), (echo_under_trio, AsyncQueue)])
+def test_a_task_that_waits_for_a_moment_only_keeps_its_slot(
+    client: Client, task: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "KEEP_SLOT_S", PATIENCE_S)
+    secede = Mock(return_value=False)
+    monkeypatch.setattr(SecededTasks, "secede", secede)
+    echoing = client.submit(task, kind("there"), kind("back"), pure=False)
+    Queue("there").put(1)
+    assert Queue("back").get(PATIENCE_S) == 1
+    echoing.result(PATIENCE_S)
+    secede.assert_not_called()
 
 
 @pytest.mark.usefixtures("client")

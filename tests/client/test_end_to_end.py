@@ -1,13 +1,24 @@
 """Both clients on a real scheduler and real workers, inside this program."""
 
 import operator
+import re
 from collections.abc import Iterator
 from typing import Any, Never
 
 import pytest
 import trio
 
-from trio_dask import AsyncClient, Client, Future, KeyConflict, as_completed, get_client, open_local_cluster, wait
+from trio_dask import (
+    AsyncClient,
+    Client,
+    Future,
+    FutureCancelledError,
+    KeyConflict,
+    as_completed,
+    get_client,
+    open_local_cluster,
+    wait,
+)
 from trio_dask.comm import shared_blobs
 from trio_dask.errors import UsageError
 from trio_dask.protocol.raw_memory import map_shared
@@ -50,6 +61,17 @@ def test_work_is_done(client: Client) -> None:
     assert len(list(as_completed(futures))) == 2000
     graph = {f"n-{i}": (operator.add, f"n-{i - 1}", 1) for i in range(1, 200)} | {"n-0": 0}
     assert client.get(graph, ["n-199", "n-100"]) == [199, 100]
+
+
+def test_a_future_of_another_cluster_is_told_whose_it_is(client: Client) -> None:
+    with Client(n_workers=1, threads_per_worker=1, processes=False) as other:
+        foreign = other.submit(increment, 1, key="foreign")
+        whose = f"'foreign', a future of {other.name}, which belongs to the scheduler at {other.engine.address}: submit"
+        for call in (client.submit(increment, foreign), client.submit(sum, [foreign, 1])):
+            with pytest.raises(FutureCancelledError, match=re.escape(whose)):
+                call.result()
+        with pytest.raises(FutureCancelledError, match=re.escape(whose)):
+            client.get({"a": (increment, foreign)}, "a")
 
 
 def test_arrays_come_and_go(client: Client) -> None:

@@ -15,6 +15,7 @@ from trio_dask import (
     InstallPlugin,
     SchedulerPlugin,
     UploadDirectory,
+    UsageError,
     WorkerPlugin,
     get_worker,
     open_local_cluster,
@@ -170,12 +171,14 @@ def test_an_uploaded_module_is_imported_and_imported_again(client: Client, tmp_p
     client.upload_file(path, load=False)
 
 
-def test_an_uploaded_archive_is_imported_and_imported_again(client: Client, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["uploaded.zip", "uploaded-1.0-py3.11.egg", "uploaded.pyz"])
+def test_an_uploaded_archive_is_imported_and_imported_again(client: Client, tmp_path: Path, name: str) -> None:
     for number in (1, 22):
-        with zipfile.ZipFile(tmp_path / "uploaded.zip", "w") as archive:
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr("EGG-INFO/PKG-INFO", "Metadata-Version: 1.0\nName: uploaded\n")
             archive.writestr("uploaded_module/__init__.py", "from uploaded_module.inner import f\n")
             archive.writestr("uploaded_module/inner.py", f"def f():\n    return {number}\n")
-        client.upload_file(tmp_path / "uploaded.zip")
+        client.upload_file(tmp_path / name)
         assert client.submit(call_uploaded, pure=False).result() == number
 
 
@@ -190,6 +193,8 @@ def test_an_uploaded_directory_can_be_imported_from(client: Client, tmp_path: Pa
     assert [path.name for path in there.iterdir() if path.suffix] == ["uploaded_module.py"]
     with pytest.raises(ValueError, match="mode"):
         UploadDirectory(top, mode="scheduler")
+    with pytest.raises(UsageError, match="is none"):
+        UploadDirectory(top / "uploaded_module.py")
 
 
 INSTALLED: list[int] = []

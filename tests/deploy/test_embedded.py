@@ -1,8 +1,10 @@
 """`Scheduler`, `Worker` and `Nanny` inside a Trio program, each for as long as its block lasts."""
 
+import logging
 import os
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,17 @@ from trio_dask import (
     get_worker,
     open_local_cluster,
 )
+from trio_dask.processes.recent_lines import RecentLines
+
+
+@pytest.fixture
+def lines() -> Iterator[logging.Logger]:
+    """A logger whose lines this program keeps."""
+    logger, kept = logging.getLogger("trio_dask"), RecentLines()
+    logger.addHandler(kept)
+    yield logger
+    logger.removeHandler(kept)
+
 
 HERE: dict[str, Any] = {"host": "127.0.0.1"}
 
@@ -295,6 +308,24 @@ async def test_the_worker_of_a_nanny_is_a_process_that_it_starts_again_and_that_
         assert await client.submit(os.getpid, pure=False) == last
     assert (nanny.status, nanny.worker_address) == ("closed", "")
     assert not psutil.pid_exists(last)
+
+
+async def test_nannies_tell_their_last_lines_to_clients(lines: logging.Logger) -> None:
+    async with (
+        Scheduler(**HERE) as scheduler,
+        Nanny(scheduler.address, nthreads=1, name="n", **HERE) as nanny,
+        Worker(scheduler.address, name="w", **HERE),
+        AsyncClient(scheduler.address) as client,
+    ):
+        lines.warning("of the nanny")
+        lines.warning("of its worker, which keeps it itself", extra={"origin": "n"})
+        logs = await client.get_worker_logs(n=1, nanny=True)
+        assert [(where, *one) for where, ((level, text),) in logs.items() for one in [(level, text[-12:])]] == [
+            (nanny.worker_address, "WARNING", "of the nanny")
+        ]
+        assert await client.get_worker_logs(workers=["w"], nanny=True) == {}
+        with pytest.raises(UsageError, match="there is no worker 'x'"):
+            await client.get_worker_logs(workers=["x"], nanny=True)
 
 
 async def test_a_worker_that_keeps_crashing_ends_the_block_of_its_nanny() -> None:

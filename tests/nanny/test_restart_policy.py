@@ -34,7 +34,8 @@ def failed_start(words: str = "ModuleNotFoundError: No module named 'x'") -> Pro
     ("end", "decision"),
     [
         (ProcessExit(0, True, "", leaving="scheduler"), ExitDecision(True, Finish())),
-        (ProcessExit(0, True, "", leaving="signal"), ExitDecision(True, Finish())),
+        (ProcessExit(0, True, "", leaving="signal"), ExitDecision(True, Restart(0))),
+        (ProcessExit(0, True, "", leaving="signal", asked="stop"), ExitDecision(True, Finish())),
         (ProcessExit(0, True, ""), ExitDecision(False, Restart(0.5))),
         (ProcessExit(0, True, "", leaving="max-tasks"), ExitDecision(True, Restart(0))),
         (ProcessExit(0, True, "", leaving="restart"), ExitDecision(True, Restart(0))),
@@ -61,12 +62,6 @@ def test_how_a_process_ended_decides_what_follows(end: ProcessExit, decision: Ex
 def test_a_lifetime_is_followed_by_another_where_the_settings_say_so() -> None:
     core = NannyCore(SETTINGS._replace(lifetime_restart=True))
     assert core.ended(ProcessExit(0, True, "", leaving="lifetime"), 0.0) == ExitDecision(True, Restart(0))
-
-
-def test_a_worker_that_leaves_after_a_signal_is_followed_by_another_where_the_settings_say_so() -> None:
-    core = NannyCore(SETTINGS._replace(signal_restart=True))
-    assert core.ended(ProcessExit(0, True, "", leaving="signal"), 0.0) == ExitDecision(True, Restart(0))
-    assert core.ended(ProcessExit(0, True, "", leaving="scheduler"), 0.0) == ExitDecision(True, Finish())
 
 
 def test_a_refusal_counts_as_a_crash_once_there_was_a_registered_worker() -> None:

@@ -127,20 +127,6 @@ def children(pid: int) -> list[psutil.Process]:
         return []
 
 
-def seen_in_proc(secret: str) -> list[str]:
-    """Which arguments and environments of living processes have this secret, which is hexadecimal."""
-    found = list[str]()
-    for process in psutil.process_iter():
-        for name in ("cmdline", "environ"):
-            try:
-                text = Path(f"/proc/{process.pid}/{name}").read_bytes()
-            except OSError:
-                continue
-            if secret.encode() in text or bytes.fromhex(secret) in text:
-                found.append(f"{name} of {process.pid}")
-    return found
-
-
 def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S, what: str = "") -> float:
     """Wait for something to become true; gives how long it took, in seconds."""
     start = time.monotonic()

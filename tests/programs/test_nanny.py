@@ -266,6 +266,21 @@ def test_a_stop_lets_the_running_task_finish_and_its_result_survive(boss: str, n
             assert staying.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_worker_that_a_task_ends_by_a_signal_is_started_again(boss: str, number: int) -> None:
+    def end_the_worker() -> int:
+        os.kill(os.getpid(), number)
+        return os.getpid()
+
+    with nannies(boss) as running, Client(boss) as client:
+        running.wait_for(REGISTERED)
+        first = client.submit(end_the_worker).result(timeout=15)
+        until(partial(has_registered, running, 2))
+        assert client.submit(os.getpid).result(timeout=15) != first
+        assert running.stop(signal.SIGTERM) == 0
+        assert has_registered(running, 2)
+
+
 def test_a_batch_system_may_signal_every_process(boss: str) -> None:
     """As systemd and Slurm do: the workers hear of it from two sides, and drain all the same."""
     with nannies(boss, "--nworkers", "2") as running, Client(boss) as client:

@@ -252,6 +252,16 @@ def test_a_loose_restriction_gives_way_when_such_a_worker_leaves() -> None:
     kit.assert_empty()
 
 
+def test_tasks_with_demands_go_to_idle_workers_first_and_there_to_those_that_hold_least() -> None:
+    kit = Kit()
+    one, two, three, client = kit.worker("one"), kit.worker("two"), kit.worker("three"), kit.client()
+    for worker, nbytes in ((one, 2000), (two, 1000)):
+        worker.send(m.Scattered(worker.name, nbytes, "bytes", kit.state.clients[client.peer].incarnation))
+    client.submit("a", workers=("one", "two"))
+    client.submit("b", "c", "d", workers=("one", "two", "three"))
+    assert [[run.key for run in worker.runs()] for worker in (one, two, three)] == [["c", "d"], ["a"], ["b"]]
+
+
 def test_resources_are_never_given_twice() -> None:
     kit = Kit()
     plain, gpu, client = kit.worker(), kit.worker(nthreads=4, resources={"GPU": 2}), kit.client()

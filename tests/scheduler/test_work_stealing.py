@@ -129,6 +129,21 @@ def test_fast_tasks_stay_with_their_large_input() -> None:
     assert cluster.asked_back == 0
 
 
+def test_very_short_tasks_stay_with_their_small_inputs_though_the_first_call_was_long() -> None:
+    kit = Kit()
+    kit.state.validating = False
+    workers = [kit.worker(f"w{number}") for number in range(10)]
+    client = kit.client()
+    inputs = tuple(f"x{number}" for number in range(10))
+    client.submit(*inputs, workers=("w0",))
+    seconds = iter((0.005, *[10e-6] * 200))
+    while runs := workers[0].runs():
+        for run in runs:
+            workers[0].finish(run, seconds=next(seconds))
+    client.submit(*map(str, range(100)), needs=inputs)
+    assert [len(worker.runs()) for worker in workers] == [100] + [0] * 9
+
+
 @pytest.mark.parametrize(("bytes_per_s", "moved"), [(None, 0), (50e9, 5), (-1.0, 0), (float("nan"), 0), ("fast", 0)])
 def test_the_speed_that_workers_measure_decides_what_moves(bytes_per_s: Any, moved: int) -> None:
     cluster = Cluster(1, 1)

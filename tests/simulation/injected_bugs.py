@@ -13,6 +13,7 @@ from unittest import mock
 
 from tests.simulation.simulate import World
 from trio_dask.client.core.client import ClientCore
+from trio_dask.client.core.local_leases import Lease, LocalLeases
 from trio_dask.client.core.outbox import GraphPart, Row
 from trio_dask.client.core.resend_buffer import ResendBuffer
 from trio_dask.client.core.unsent_tasks import ExpectedGraph, UnsentTasks
@@ -417,6 +418,46 @@ def early_drop(world: World) -> Generator[None]:
         yield
 
 
+@contextmanager
+def lease_handed_over_twice(world: World) -> Generator[None]:
+    """A lease that one user releases goes to two others of its client, if two wait."""
+    release = LocalLeases.release
+
+    def give_two(self: LocalLeases, lease: Lease) -> None:
+        release(self, lease)
+        release(self, lease)
+
+    with mock.patch.object(LocalLeases, "release", give_two):
+        yield
+
+
+@contextmanager
+def forgotten_caller(world: World) -> Generator[None]:
+    """A lease that goes from user to user of a client takes a request along that another one there needs."""
+    release = LocalLeases.release
+
+    def forget(self: LocalLeases, lease: Lease) -> None:
+        release(self, lease)
+        line = self._lines.get(lease.place)  # pyright: ignore[reportPrivateUsage] - no public way exists to break it
+        while line is not None and line.waiters and len(line.requests) >= len(line.waiters):
+            self._end_last(lease.place, line)  # pyright: ignore[reportPrivateUsage]
+
+    with mock.patch.object(LocalLeases, "release", forget):
+        yield
+
+
+@contextmanager
+def starved_client(world: World) -> Generator[None]:
+    """With each hand-over within a client the time for such hand-overs begins anew."""
+    release = LocalLeases.release
+
+    def keep(self: LocalLeases, lease: Lease) -> None:
+        release(self, lease._replace(granted_at=world.timeline.now))
+
+    with mock.patch.object(LocalLeases, "release", keep):
+        yield
+
+
 Bug = Callable[[World], AbstractContextManager[None]]
 
 INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
@@ -442,6 +483,9 @@ INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
             lost_lease,
             lease_held_twice,
             forgotten_waiter,
+            lease_handed_over_twice,
+            forgotten_caller,
+            starved_client,
             early_drop,
             missed_plugin,
             hasty_worker,

@@ -13,6 +13,7 @@ from tests.simulation.sim_scheduler import SimScheduler
 from tests.simulation.sim_worker import SILENCE, Network
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.key_state import Ended, KeyState
+from trio_dask.client.core.local_leases import LocalLeases
 from trio_dask.client.core.outbox import GraphPart
 from trio_dask.client.core.unsent_tasks import ExpectedGraph
 from trio_dask.client.graph_parts import GraphRow, PartCutter
@@ -39,6 +40,7 @@ class SimClient:
         self.network = network
         self.name = name
         self.core = ClientCore()
+        self.leases = LocalLeases(self.core, lambda: timeline.now)
         self.core.connected(scheduler.incarnation, None)
         hello = self._hello()
         scheduler.greet(hello)

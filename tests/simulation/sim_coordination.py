@@ -1,7 +1,8 @@
 """Users of simulated clients that share locks, a semaphore, an event, a queue and a variable, and what must hold then.
 
-What one user believes is compared with what all others believe: a lease is held from the moment in which its grant has
-arrived until the user gives it back, or its client is gone. A client that is away within its grace still holds it.
+What one user believes is compared with what all others believe: a lease is held from the moment in which it was given
+to the user, by the scheduler or by another user of its client, until the user gives it back, or its client is gone. A
+client that is away within its grace still holds it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from typing import Any, Final, TypeAlias
 
 from tests.simulation.sim_client import SimClient
 from tests.simulation.sim_network import Timeline
+from trio_dask.client.core import local_leases
 from trio_dask.client.core.key_state import Ended
+from trio_dask.client.core.local_leases import KEEP_S, Lease, LeaseWaiter
 from trio_dask.protocol.messages import Coordinate, EndRequest
 from trio_dask.scheduler.core.state import State
 
 LEASES: Final = {"lock": 1, "semaphore": 2}
+LEASE_ARGUMENTS: Final[dict[str, tuple[Any, ...]]] = {"lock": (True,), "semaphore": (True, 2)}
 QUEUE_SIZE: Final = 2
 SETTLED_S: Final = 5.0
 """After this time every link is whole again, and every lease was given back."""
@@ -57,10 +61,14 @@ class Sharing:
         self.wishes: list[Wish] = []
         self.held: dict[Place, dict[Wish, None]] = {}
         self.last_granted: dict[tuple[str, Place], int] = {}
+        self.first_granted: dict[tuple[str, int], float] = {}
+        """When a client got each of its leases from the scheduler."""
         self.put: dict[int, None] = {}
         """Values that the queue has accepted."""
         self.got: dict[int, None] = {}
         self.values = 0
+        self.asked = 0
+        """How many leases users wanted, all told."""
         self.may_lose = False
         """A client is gone, which may have taken a value along."""
         if self.is_on:
@@ -79,10 +87,9 @@ class Sharing:
         patience_s = rng.choice((None, None, 0.0, 0.01, 0.1))
         match rng.choice(("lock", "lock", "lock", "semaphore", "event", "queue", "queue", "variable")):
             case "lock":
-                self._ask(client, ("lock", rng.choice("ab")), "acquire", (True,), self._granted, patience_s)
+                self._acquire(client, ("lock", rng.choice("ab")), patience_s)
             case "semaphore":
-                row = (True, LEASES["semaphore"])
-                self._ask(client, ("semaphore", "s"), "acquire", row, self._granted, patience_s)
+                self._acquire(client, ("semaphore", "s"), patience_s)
             case "event":
                 operation = rng.choice(("wait", "wait", "set", "clear"))
                 self._ask(client, ("event", "e"), operation, (), _nothing, patience_s)
@@ -136,18 +143,29 @@ class Sharing:
         if patience_s is not None:
             self.timeline.after(patience_s, lambda: self._abandon(wish))
 
-    def _abandon(self, wish: Wish) -> None:
-        """A user waits no longer: it was cancelled, or its time was up."""
-        if not wish.is_answered and wish.client.open:
-            wish.is_abandoned = True
-            self._end(wish)
+    def _acquire(self, client: SimClient, place: Place, patience_s: float | None) -> None:
+        """A user wants a lease; it may come from the scheduler or from another user of the client."""
+        self.asked += 1
+        wish = Wish(client, place, "acquire", self.asked)
+        waiter = LeaseWaiter(lambda: self._granted(wish, waiter))
+        self.wishes.append(wish)
+        client.leases.acquire(_shared(place), waiter)
+        client.pump()
+        if patience_s is not None:
+            self.timeline.after(patience_s, lambda: self._leave(wish, waiter))
 
-    def _end(self, wish: Wish) -> None:
-        wish.client.core.tell(EndRequest(wish.number, *wish.place, False))
-        wish.client.pump()
-
-    def _granted(self, wish: Wish, outcome: str, is_granted: Any) -> None:
-        assert (outcome, is_granted) == ("done", True), f"{wish} was answered with {outcome}"
+    def _granted(self, wish: Wish, waiter: LeaseWaiter) -> None:
+        assert not wish.is_answered, f"{wish} was answered twice"
+        wish.is_answered = True
+        lease = waiter.answer
+        if not isinstance(lease, Lease):
+            assert isinstance(lease, Ended), f"{wish} was answered with {lease}"
+            return
+        now = self.timeline.now
+        first = self.first_granted.setdefault((wish.client.name, lease.number), now)
+        assert now <= first + KEEP_S, (
+            f"{wish.client.name} kept the {' '.join(wish.place)} for itself, for {now - first} s"
+        )
         holders = {holder: None for holder in self.held.get(wish.place, {}) if holder.client.open}
         self.held[wish.place] = holders
         holders[wish] = None
@@ -155,12 +173,30 @@ class Sharing:
         row = (wish.client.name, wish.place)
         assert self.last_granted.get(row, -1) < wish.number, f"a later request has overtaken {wish}"
         self.last_granted[row] = wish.number
-        self.timeline.after(self.rng.choice((0.0, 0.001, 0.01, 0.2)), lambda: self._give_back(wish))
+        # Its thread may be slow to run, and then release it or find that its time was up.
+        seconds = self.rng.choice((0.0, 0.0005, 0.0005, 0.001, 0.01, 0.2))
+        self.timeline.after(seconds, lambda: self._give_back(wish, lease))
 
-    def _give_back(self, wish: Wish) -> None:
-        if wish.client.open:
+    def _give_back(self, wish: Wish, lease: Lease) -> None:
+        if wish.client.open and wish in self.held[wish.place]:
             del self.held[wish.place][wish]
-            self._end(wish)
+            wish.client.leases.release(lease)
+            wish.client.pump()
+
+    def _leave(self, wish: Wish, waiter: LeaseWaiter) -> None:
+        """A user waits no longer, and perhaps it has a lease by now and does not know it yet."""
+        if wish.client.open and (not wish.is_answered or wish in self.held.get(wish.place, {})):
+            wish.is_abandoned = True
+            self.held.get(wish.place, {}).pop(wish, None)
+            wish.client.leases.leave(_shared(wish.place), waiter)
+            wish.client.pump()
+
+    def _abandon(self, wish: Wish) -> None:
+        """A user waits no longer: it was cancelled, or its time was up."""
+        if not wish.is_answered and wish.client.open:
+            wish.is_abandoned = True
+            wish.client.core.tell(EndRequest(wish.number, *wish.place, False))
+            wish.client.pump()
 
     def _received(self, wish: Wish, outcome: str, items: Any) -> None:
         for frames, _ in items if outcome == "done" else ():
@@ -209,6 +245,11 @@ class Sharing:
 def check_forgotten(state: State) -> None:
     """A scheduler without clients has forgotten all that they shared."""
     assert not len(state.coordination), "a lock, queue or the like is left over"
+
+
+def _shared(place: Place) -> local_leases.Place:
+    kind, name = place
+    return local_leases.Place(kind, name, LEASE_ARGUMENTS[kind])
 
 
 def _item(value: int) -> tuple[tuple[bytes, ...], tuple[str, ...]]:

@@ -15,7 +15,7 @@ from trio_dask.client.call_forms import Timeout
 from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture
-from trio_dask.client.nested_futures import futures_given
+from trio_dask.client.nested_futures import futures_given, is_series, materialize
 from trio_dask.client.task_errors import no_value
 from trio_dask.client.wait import were_not_done
 from trio_dask.client.wait_signals import Signal, ThreadSignal, TrioSignal, as_seconds, limit, refuse_in_event_loop
@@ -37,6 +37,16 @@ def _weakly(method: Callable[..., None]) -> Callable[..., None]:
             found(*arguments)
 
     return call
+
+
+def _each_future(given: Any) -> Iterator[BaseFuture]:
+    """All futures in this. Raises `TypeError` for an item without one, which would never be yielded."""
+    given = materialize(given)
+    for item in given if is_series(given) else (given,):
+        if isinstance(item, BaseFuture):
+            yield item
+        else:
+            yield from futures_given(item, "as_completed()")
 
 
 class as_completed:
@@ -81,7 +91,7 @@ class as_completed:
 
     def update(self, futures: Iterable[Any]) -> None:
         """Yield these futures too, each once it is done."""
-        added = futures_given(futures, "as_completed()")
+        added = list(_each_future(futures))
         if not added:
             return
         engine = self._engine = self._engine or added[0].engine

@@ -18,6 +18,7 @@ from trio_dask.client.cluster_dump import AsyncDumps
 from trio_dask.client.dataset_operations import AsyncDatasets
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import AsyncFuture
+from trio_dask.client.hardware import AsyncHardware
 from trio_dask.client.inspection import AsyncInspection
 from trio_dask.client.local_runs import AsyncLocalRuns
 from trio_dask.client.memory_manager import AsyncMemory
@@ -49,6 +50,7 @@ class AsyncClient(
     AsyncStreams,
     AsyncProfiles,
     AsyncDumps,
+    AsyncHardware,
     AsyncLocalRuns,
     AsyncMemory,
     BaseClient[AsyncFuture],

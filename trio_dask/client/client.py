@@ -18,6 +18,7 @@ from trio_dask.client.cluster_dump import BlockingDumps
 from trio_dask.client.dataset_operations import BlockingDatasets
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import Future
+from trio_dask.client.hardware import BlockingHardware
 from trio_dask.client.inspection import BlockingInspection
 from trio_dask.client.local_runs import BlockingLocalRuns
 from trio_dask.client.loop_thread import CallbackThread, EngineThread
@@ -49,6 +50,7 @@ class Client(
     BlockingStreams,
     BlockingProfiles,
     BlockingDumps,
+    BlockingHardware,
     BlockingLocalRuns,
     BlockingMemory,
     BaseClient[Future],

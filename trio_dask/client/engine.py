@@ -8,6 +8,7 @@ for them. docs/design/client.md says which thread does what.
 from __future__ import annotations
 
 import math
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -18,6 +19,7 @@ from typing import Any, Concatenate, ParamSpec
 from trio_dask.client.actor_lines import ActorLines, BothWays
 from trio_dask.client.core.client import OnReply
 from trio_dask.client.core.key_state import TERMINAL, Frames, KeyState, Reader, Waiter
+from trio_dask.client.core.local_leases import Lease, LeaseWaiter, LocalLeases, Place
 from trio_dask.client.core.outbox import Content, GraphPart, Row
 from trio_dask.client.graph_sender import GraphSender, Lead
 from trio_dask.client.link import Link
@@ -88,6 +90,7 @@ class Engine:
         self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s, patience_s)
         self.attach, self.serve = link.attach, link.serve
 
+        self.leases = LocalLeases(self.core, time.monotonic)
         self._graphs = GraphSender(shared, outgoing)
         self.topics = TopicHandlers(self)
         self.core.on_event = self.topics.arrived
@@ -334,6 +337,32 @@ class Engine:
             if not isinstance(self.shared.phase, Closed):
                 self.core.tell(message)
         self._send_alone()
+
+    def acquire_lease(self, place: Place, waiter: LeaseWaiter) -> None:
+        """Have a caller wait for a lease. It is told under the lock, by any thread.
+
+        Raises what `check_open` raises.
+        """
+        with self.shared.lock:
+            self.check_open()
+            self.leases.acquire(place, waiter)
+        if self.core.has_messages:
+            self._send_alone()
+
+    def release_lease(self, lease: Lease) -> None:
+        """Give a lease to the next caller, here or elsewhere."""
+        self._change_leases(self.leases.release, lease)
+
+    def leave_line(self, place: Place, waiter: LeaseWaiter) -> None:
+        """This caller waits no longer for a lease, and has none."""
+        self._change_leases(self.leases.leave, place, waiter)
+
+    def _change_leases(self, change: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        with self.shared.lock:
+            if not isinstance(self.shared.phase, Closed):
+                change(*args, **kwargs)
+        if self.core.has_messages:
+            self._send_alone()
 
     def subscribe(self, topic: str, *, wanted: bool) -> None:
         """Have the scheduler tell the events of a topic from now on, or no longer."""

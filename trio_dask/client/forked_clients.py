@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NoReturn
 from weakref import WeakSet
 
@@ -25,6 +26,13 @@ _engines: WeakSet[Engine] = WeakSet()
 def bind_to_process(engine: Engine) -> None:
     """Have this engine refuse everything in children that are forked from now on."""
     _engines.add(engine)
+
+
+def engines_here() -> list[Engine]:
+    """Those of this process that are still there; none while another thread makes one."""
+    with suppress(RuntimeError):  # the set has changed meanwhile
+        return list(_engines)
+    return []
 
 
 class _ForkedEngine(Engine):

@@ -6,19 +6,25 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import trio
+
 from trio_dask.client.call_forms import CallForms, awaitable, blocking, in_loop
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture
 from trio_dask.client.nested_futures import all_futures_in, materialize
-from trio_dask.client.operations import call_workers
+from trio_dask.client.operations import call_workers, described_workers
+from trio_dask.client.rpc_client import ask_once
 from trio_dask.client.shared_state import Connected
 from trio_dask.client.task_options import Workers
-from trio_dask.errors import UsageError
+from trio_dask.comm.addresses import parse_address
+from trio_dask.comm.endpoint import Endpoint
+from trio_dask.errors import TrioDaskError, UsageError
 from trio_dask.ids import Key
 from trio_dask.processes.recent_lines import recent_lines
 from trio_dask.processes.versions import versions
+from trio_dask.protocol.link import DEFAULT_LIMITS
 
 Lines = Sequence[tuple[str, str]]
 
@@ -36,11 +42,36 @@ async def get_scheduler_logs(engine: Engine, n: int | None = None) -> Lines:
 async def get_worker_logs(
     engine: Engine, n: int | None = None, workers: Workers = None, nanny: bool = False
 ) -> dict[str, Lines]:
-    """The same of workers, by address."""
-    if nanny:
-        raise UsageError("nannies answer no such question: what they log is on the stderr of dask-worker")
+    """The same of workers, by address.
+
+    Args:
+      n: how many lines; by default all.
+      workers: names, addresses or hosts; by default all.
+      nanny: ask their nannies instead, still by the addresses of the workers. All nannies of one `dask-worker` have the
+        same lines. Those of a local cluster are not among them: they log in the program that has the cluster.
+    """
     _number(n)
+    if nanny:
+        return await _nanny_logs(engine, n, workers)
     return await call_workers(engine, recent_lines, (n,), workers)
+
+
+async def _nanny_logs(engine: Engine, n: int | None, workers: Workers) -> dict[str, Lines]:
+    found: dict[str, Lines] = {}
+
+    async def ask(worker: str, nanny: str) -> None:
+        try:
+            lines = await ask_once(Endpoint(parse_address(nanny), DEFAULT_LIMITS, engine.credentials), "logs", n=n)
+        except (OSError, TrioDaskError):
+            return  # as workers that do not answer
+        found[worker] = [(level, text) for level, text in lines]
+
+    described = await described_workers(engine, workers)
+    async with trio.open_nursery() as nursery:
+        for address, worker in described.items():
+            if worker["nanny_address"]:
+                nursery.start_soon(ask, address, worker["nanny_address"])
+    return found
 
 
 def _number(n: int | None) -> tuple[str, ...]:

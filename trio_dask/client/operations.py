@@ -300,8 +300,10 @@ async def _run(
     workers: Workers,
     on_error: OnError,
     limit_s: float = math.inf,
+    *,
+    repeatable: bool = False,
 ) -> dict[str, Any]:
-    addresses = await _addresses(engine, workers)
+    addresses = list(await described_workers(engine, workers))
     frames = [memoryview(frame).cast("B") for frame in dump_value((function, args, dict(kwargs)))]
     outcomes: dict[str, Any] = {}
     errors: dict[str, BaseException] = {}
@@ -312,7 +314,7 @@ async def _run(
         with trio.move_on_after(limit_s):
             try:
                 use = partial(_call, frames, address)
-                value, raised = await engine.channels.exchange(address, use, repeatable=False)
+                value, raised = await engine.channels.exchange(address, use, repeatable=repeatable)
             except CHANNEL_FAILURES as error:
                 raised = ClusterError(f"the call could not be made: {failure_text(address, error)}")
         if raised is None:
@@ -336,19 +338,22 @@ async def _run(
 async def call_workers(
     engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], workers: Workers, limit_s: float = math.inf
 ) -> dict[str, Any]:
-    """What a function of ours returns in the process of each worker, by address; without those that do not answer."""
-    return await _run(engine, function, args, {}, workers, "ignore", limit_s)
+    """What a function of ours returns in the process of each worker, by address; without those that do not answer.
+
+    It only looks, so that it may be called twice if a connection is lost.
+    """
+    return await _run(engine, function, args, {}, workers, "ignore", limit_s, repeatable=True)
 
 
 async def outcomes_of_workers(
     engine: Engine, function: Callable[..., Any], args: tuple[Any, ...], limit_s: float
 ) -> dict[str, Any]:
     """The same with an exception in the place of what was not returned, or not in time."""
-    return await _run(engine, function, args, {}, None, "return", limit_s)
+    return await _run(engine, function, args, {}, None, "return", limit_s, repeatable=True)
 
 
-async def _addresses(engine: Engine, workers: Workers) -> list[str]:
-    """The addresses of these workers, given by name or address; of all, if none are given.
+async def described_workers(engine: Engine, workers: Workers) -> Mapping[str, WorkerInfo]:
+    """What the scheduler says of these workers, given by name or address, or of all; by address.
 
     Raises `UsageError` for one that is not there.
     """
@@ -358,7 +363,7 @@ async def _addresses(engine: Engine, workers: Workers) -> list[str]:
     for name in names:
         if name not in known:
             raise UsageError(f"there is no worker {name!r}")
-    return list(info)
+    return info
 
 
 async def _call(

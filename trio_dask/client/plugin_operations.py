@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -10,10 +11,12 @@ from typing import Any, Final
 
 from trio_dask.client.call_forms import CallForms, ForCall, HasEngine, Waiting, awaitable, blocking
 from trio_dask.client.engine import Engine
+from trio_dask.client.remote_output import handle_record
 from trio_dask.errors import ClusterError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.plugins.bases import NannyPlugin, WorkerPlugin
 from trio_dask.plugins.files import UploadFile
+from trio_dask.plugins.forwarded_logs import ForwardLogging, plugin_name_of, topic_of
 from trio_dask.protocol.introspection import has_parameter
 from trio_dask.protocol.messages import RegisterPlugin, RestartWorkers, UnregisterPlugin
 from trio_dask.protocol.pickling import dump_value, rebuild_exception
@@ -114,6 +117,40 @@ def upload_file(client: HasEngine, filename: str | os.PathLike[str], load: bool 
     return register_plugin(client, UploadFile(filename, load=load), name=f"upload-{os.path.basename(filename)}")
 
 
+def forward_logging(
+    client: HasEngine, logger_name: str | None = None, level: int | str = logging.NOTSET
+) -> Waiting[Outcomes]:
+    """Have log records of workers handled by the loggers of the same names here, until `unforward_logging`.
+
+    A worker forwards what its logger of this name handles, or one below it; the levels of loggers there count as well
+    as those here. Such a record has the address of its `worker` as an attribute, and its arguments and its traceback
+    as text. It is handled before the result of the task that logged it is there.
+
+    Args:
+      logger_name: of the logger; the root by default.
+      level: of the records that are forwarded, at least, as a number or a name.
+
+    See `register_plugin` for what is returned and raised.
+    """
+    plugin = ForwardLogging(logger_name, level)
+    engine = client.engine
+    engine.check_open()
+    engine.topics.set(topic_of(logger_name), handle_record)
+    engine.subscribe(topic_of(logger_name), wanted=True)
+    return register_plugin(client, plugin)
+
+
+def unforward_logging(client: HasEngine, logger_name: str | None = None) -> Waiting[Outcomes]:
+    """Have records of this logger forwarded no longer.
+
+    Raises `ValueError` if they are not forwarded.
+    """
+    engine = client.engine
+    engine.topics.remove(topic_of(logger_name))
+    engine.subscribe(topic_of(logger_name), wanted=False)
+    return unregister_worker_plugin(client, plugin_name_of(logger_name))
+
+
 def _kind_of(plugin: Any) -> str:
     if inspect.isclass(plugin):
         raise TypeError(f"register_plugin() takes an instance of a plugin, not the class {plugin.__name__}")
@@ -160,8 +197,10 @@ class _Callback(WorkerPlugin):
 class BlockingPlugins(CallForms):
     """The forms of these calls for `Client`."""
 
+    forward_logging = blocking(forward_logging)
     register_plugin = blocking(register_plugin)
     register_worker_callbacks = blocking(register_worker_callbacks)
+    unforward_logging = blocking(unforward_logging)
     unregister_scheduler_plugin = blocking(unregister_scheduler_plugin)
     unregister_worker_plugin = blocking(unregister_worker_plugin)
     upload_file = blocking(upload_file)
@@ -170,8 +209,10 @@ class BlockingPlugins(CallForms):
 class AsyncPlugins(CallForms):
     """The forms of these calls for `AsyncClient`."""
 
+    forward_logging = awaitable(forward_logging)
     register_plugin = awaitable(register_plugin)
     register_worker_callbacks = awaitable(register_worker_callbacks)
+    unforward_logging = awaitable(unforward_logging)
     unregister_scheduler_plugin = awaitable(unregister_scheduler_plugin)
     unregister_worker_plugin = awaitable(unregister_worker_plugin)
     upload_file = awaitable(upload_file)

@@ -1,13 +1,14 @@
-"""Shows here what tasks print and warn of elsewhere: the events of the topics `print` and `warn`."""
+"""Shows here what tasks print, warn of and log elsewhere: the events of topics that clients handle themselves."""
 
 from __future__ import annotations
 
-import os
-import socket
+import logging
 import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, cast
+
+from trio_dask.plugins.forwarded_logs import FORWARDED, this_process
 
 
 def show_print(event: tuple[float, Any]) -> None:
@@ -45,4 +46,13 @@ def show_warning(event: tuple[float, Any]) -> None:
 
 def _is_from_here(message: Mapping[str, Any]) -> bool:
     """Whether the task ran in this process, where it has been shown."""
-    return message.get("process") == (socket.gethostname(), os.getpid())
+    return message.get("process") == this_process()
+
+
+def handle_record(event: tuple[float, Any]) -> None:
+    """Have the logger of the same name handle a record that a worker of another process has forwarded."""
+    _, told = event
+    record = logging.makeLogRecord(told)
+    logger = logging.getLogger(record.name)
+    if getattr(record, FORWARDED) != this_process() and logger.isEnabledFor(record.levelno):
+        logger.handle(record)

@@ -18,6 +18,7 @@ from trio_dask.client.wait_signals import as_seconds, require_trio
 from trio_dask.comm.captured_error import CapturedError
 from trio_dask.comm.connect import open_connection
 from trio_dask.comm.connection import Connection
+from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.joining import scheduler_address, scheduler_endpoint
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.config import ClientSettings
@@ -172,13 +173,24 @@ class AsyncRpc:
         raise NoScheduler(f"{self.address} closed the connection: {reason}")
 
 
+async def ask_once(endpoint: Endpoint, command: str, **arguments: Any) -> Any:
+    """The answer of a scheduler, worker or nanny to one question; raises what the calls of `AsyncRpc` raise."""
+    async with _connected(endpoint, TIMEOUT_S) as rpc:
+        return await rpc._ask(command, **arguments)  # pyright: ignore[reportPrivateUsage] - it is of this file
+
+
 @asynccontextmanager
 async def connected_rpc(settings: ClientSettings, timeout: Timeout, tls: Tls | None = None) -> AsyncGenerator[AsyncRpc]:
     """Connect to the scheduler, worker or nanny that the settings name as `scheduler`."""
     seconds = as_seconds(timeout)
     limit_s = math.inf if seconds is None else seconds
+    async with _connected(scheduler_endpoint(settings, "client", tls=tls), limit_s) as rpc:
+        yield rpc
+
+
+@asynccontextmanager
+async def _connected(endpoint: Endpoint, limit_s: float) -> AsyncGenerator[AsyncRpc]:
     hello = Hello(role="control", incarnation=new_incarnation(), name=f"rpc-{os.getpid()}")
-    endpoint = scheduler_endpoint(settings, "client", tls=tls)
     async with open_connection(endpoint, hello, timeout_s=limit_s) as connection:
         try:
             yield AsyncRpc(str(endpoint), connection, limit_s)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from trio_dask.client.core.key_state import Ended, KeyState, NotSent
+from trio_dask.client.core.key_state import TERMINAL, Ended, KeyState, NotSent
+from trio_dask.client.forked_clients import engines_here
 from trio_dask.errors import (
     ActorLost,
     ClusterError,
@@ -14,6 +15,7 @@ from trio_dask.errors import (
     RemoteError,
     TaskTimeout,
 )
+from trio_dask.ids import Key
 from trio_dask.protocol.messages import Dropped, KeyFailed
 from trio_dask.protocol.pickling import rebuild_exception
 
@@ -69,9 +71,22 @@ def _of_task(failure: KeyFailed) -> BaseException:
         case "actor":
             return ActorLost(failure.text)
         case "refused":  # an input is not there: its future was cancelled or released, or never was one
-            return FutureCancelledError(failure.text)
+            return FutureCancelledError(_of_another_cluster(failure.details.get("input")) or failure.text)
         case other:
             return RemoteError(other, failure.text)
+
+
+def _of_another_cluster(key: Key | None) -> str:
+    """What is wrong with an input that this scheduler does not know, if a client of another one has a future of it."""
+    for engine in engines_here():
+        state = engine.core.states.get(key or "")
+        if state is not None and state.refs and state.status not in TERMINAL:
+            name = getattr(engine.client, "name", "a client")
+            return (
+                f"it depends on {key!r}, a future of {name}, which belongs to the scheduler at {engine.address}: "
+                "submit the call there, or give the result instead of the future"
+            )
+    return ""
 
 
 def _of_dropped(dropped: Dropped) -> Exception:

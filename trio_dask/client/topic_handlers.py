@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from trio_dask.client.remote_output import show_print, show_warning
+from trio_dask.client.remote_output import handle_record, show_print, show_warning
 from trio_dask.protocol.logged_events import load_event
 from trio_dask.protocol.messages import TopicEvent
 
@@ -23,6 +23,9 @@ Event: TypeAlias = tuple[float, Any]
 
 SHOWN: Final[Mapping[str, Callable[[Event], None]]] = {"print": show_print, "warn": show_warning}
 """What a client does with the topics that all clients hear, unless it has a handler for one."""
+
+_AT_ONCE: Final = (*SHOWN.values(), handle_record)
+"""What tasks print or log comes before their results."""
 
 
 class TopicHandlers:
@@ -50,8 +53,8 @@ class TopicHandlers:
         handler = self._handlers.get(message.topic)
         if handler is None:
             return
-        if message.topic in SHOWN and handler is SHOWN[message.topic]:
-            self._call(handler, message)  # at once: what a task prints comes before its result
+        if any(handler is ours for ours in _AT_ONCE):
+            self._call(handler, message)
         else:
             self._engine.run_callback(partial(self._call, handler, message))
 

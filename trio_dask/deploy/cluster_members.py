@@ -231,7 +231,6 @@ class Members:
             same_failures=1,
             max_restarts=MAX_RESTARTS,
             backoff_s=BACKOFF_S,
-            signal_restart=True,  # a user who means the cluster uses its own methods: `scale`, `close`
         )
         credentials = self._credentials("worker")
         log = ChildLog(origin=label, level=self._layout.log_level)

@@ -221,8 +221,8 @@ def _seconds(name: str, given: str | float) -> float:
 
 def _log_level(given: int | str | None) -> int:
     """The level that a number, a name or False stands for."""
-    level = logging.getLevelName(given.upper()) if isinstance(given, str) else int(given or logging.INFO)
-    if not isinstance(level, int):
+    level = logging.getLevelNamesMapping().get(given.upper()) if isinstance(given, str) else int(given or logging.INFO)
+    if level is None:
         raise UsageError(f"silence_logs is {given!r}; give a level such as logging.ERROR or 'error', or False")
     return level
 

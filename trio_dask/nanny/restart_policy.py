@@ -6,7 +6,7 @@
 | the nanny was asked for a restart, or the worker asks for one | another, at once |
 | in good order, after its number of tasks | another, at once |
 | in good order, at the end of its lifetime | another, at once, if the settings say so; else nothing; 0 |
-| in good order, after a signal | another, at once, if the settings say so; else nothing; 0 |
+| in good order, after a signal that the nanny did not get as well | another, at once |
 | in good order, sent away by its scheduler | nothing; 0 |
 | wrong usage, no scheduler (2, 3) | nothing; the same status |
 | refused (4) | nothing; the same status; but after a registered one a crash: the scheduler may still know that one |
@@ -138,7 +138,7 @@ class NannyCore:
         self._is_replaced = {
             "max-tasks": True,
             "lifetime": settings.lifetime_restart,
-            "signal": settings.signal_restart,
+            "signal": True,
         }
         self._had_registered = False
 

@@ -46,6 +46,7 @@ from trio_dask.plugins.host import PluginHost
 from trio_dask.processes.child_context import ChildLog, Entry
 from trio_dask.processes.child_process import ChildSpec
 from trio_dask.processes.environment import child_environment
+from trio_dask.processes.recent_lines import recent_lines
 from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.procfs import is_runnable, memory_used
 from trio_dask.protocol.hello import Hello
@@ -255,6 +256,7 @@ class Nanny:
         return {
             "identity": lambda arguments: self.identity(),
             "status": lambda arguments: self.status(),
+            "logs": lambda arguments: recent_lines(arguments.get("n")),
             "restart": lambda arguments: self.restart("rpc to its nanny: restart"),
             "terminate": lambda arguments: self.stop(Stop.DRAIN, "rpc to its nanny: terminate"),
         }

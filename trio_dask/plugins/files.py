@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from trio_dask.errors import UsageError
 from trio_dask.plugins.bases import WorkerPlugin
 
 ARCHIVES: Final = (".zip", ".egg", ".pyz")
@@ -49,6 +50,9 @@ class UploadDirectory(WorkerPlugin):
       skip_words: directories and files of these names are left out.
       skip: functions; a path for which one returns True is left out.
       mode: "workers"; nothing is sent to the scheduler, which imports no code of users.
+      restart: what `restart_workers` was once called.
+
+    Raises `UsageError` if there is no such directory.
     """
 
     def __init__(
@@ -59,16 +63,19 @@ class UploadDirectory(WorkerPlugin):
         skip_words: Sequence[str] = _SKIPPED_WORDS,
         skip: Sequence[Callable[[str], bool]] = (lambda path: path.endswith(".pyc"),),
         mode: str = "workers",
+        restart: bool = False,
     ) -> None:
         if mode not in ("workers", "all"):
             raise ValueError(f"mode {mode!r} is not supported: files go to the workers, none to the scheduler")
         top = Path(path).expanduser().absolute()
+        if not top.is_dir():
+            raise UsageError(f"UploadDirectory() takes a directory, and {str(top)!r} is none")
         self.path = top.name
         self.name = f"upload-directory-{top.name}"
-        self.restart_workers = restart_workers
+        self.restart_workers = restart_workers or restart
         self.update_path = update_path
         packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
             for file in sorted(top.rglob("*")):
                 inside = file.relative_to(top)
                 skipped = not set(inside.parts).isdisjoint(skip_words) or any(test(str(file)) for test in skip)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -36,6 +38,7 @@ class InstallPlugin(WorkerPlugin):
         """Install it."""
         with _alone_in_this_environment():
             self.install_fn()
+        importlib.invalidate_caches()  # what is there now can be imported without a new process
 
 
 class PipInstall(InstallPlugin):
@@ -75,6 +78,10 @@ class _PipInstaller:
 def _alone_in_this_environment() -> Generator[None]:
     """Two that install into one environment at once may break it."""
     digest = hashlib.sha256(sys.prefix.encode()).hexdigest()[:12]
-    with (Path(tempfile.gettempdir()) / f"trio-dask-install-{digest}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    path = Path(tempfile.gettempdir()) / f"trio-dask-install-{os.getuid()}-{digest}.lock"
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)

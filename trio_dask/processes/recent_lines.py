@@ -12,7 +12,7 @@ _lines: deque[tuple[str, str]] = deque(maxlen=KEPT)
 
 
 class RecentLines(logging.Handler):
-    """Keeps the level and the text of each line."""
+    """Keeps the level and the text of each line. Those of children are left out: they keep them themselves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,6 +20,8 @@ class RecentLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one line."""
+        if getattr(record, "origin", ""):
+            return
         try:
             _lines.append((record.levelname, self.format(record)))
         except Exception:  # formatting arguments calls any code; logging has its own way to report that

@@ -469,7 +469,8 @@ class KeyFailed(NamedTuple):
     `kind` is `exception` (then `error` is the pickled exception, or None if there is only `text`), `killed`
     (`details["deaths"]` has a line for each attempt), `conflict`, `timeout`, `actor` (it is lost) or `refused`.
     `text` says it in words (for an exception: qualified type, message and traceback as text, see
-    `protocol.pickling`). `details` may hold: worker (name), address, attempt (int), duration_s.
+    `protocol.pickling`). `details` may hold: worker (name), address, attempt (int), duration_s; input (key: that of a
+    task that was refused, which the scheduler does not know).
     """
 
     key: Key

@@ -109,6 +109,8 @@ class CoreDriver:
             reserve_from=sys.maxsize if self._memory is None else self._memory.large_bytes,
         )
         self.handle.forget_functions = self._executor.forget_all
+        self.handle.figures = self.figures
+        self.handle.fetch_and_drop = self._fetch_and_drop
         self.handle.tables = lambda: tables(self._core, self.figures())
         self._profiler = self.handle.profiler = self._make_profiler(settings)
         self.plugins = PluginHost(self.handle, self._send_done, log, changed=self._plugin_changed)
@@ -362,6 +364,12 @@ class CoreDriver:
         if self._fetches.pop(start.fetch, None) is not None:  # else the core has cancelled and forgotten it
             self._core.fetch_ended(start.fetch, unreachable=unreachable, is_silent=is_silent)
             self._act()
+
+    async def _fetch_and_drop(self, address: str, key: Key) -> None:
+        got: list[bool] = []
+        await self._peers.fetch(address, (key,), lambda _, frames: got.append(frames is not None))
+        if got != [True]:
+            raise LookupError(f"{address} does not have {key!r}")
 
     async def _open_channel(self, address: str) -> DataChannel:
         hello = Hello(role="data", name=str(self.handle.name), incarnation=Incarnation(self.handle.incarnation))

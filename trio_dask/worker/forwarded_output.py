@@ -6,8 +6,6 @@ these, both streams have a proxy in front of them, which writes to the stream an
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable
@@ -17,6 +15,7 @@ from typing import Any, Final
 
 from trio_dask.comm import inproc
 from trio_dask.plugins.bases import WorkerPlugin
+from trio_dask.plugins.forwarded_logs import this_process
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, current_task
 
 LONGEST: Final = 8192
@@ -53,7 +52,9 @@ class _Lines:
             self.flush(number)
 
     def _send(self, number: int, text: str) -> None:
-        self._log("print", {"args": (text,), "sep": "", "end": "", "file": number, "flush": True, "process": process()})
+        self._log(
+            "print", {"args": (text,), "sep": "", "end": "", "file": number, "flush": True, "process": this_process()}
+        )
 
 
 class _OfWorker:
@@ -161,11 +162,6 @@ def quiet() -> Generator[None]:
         yield
     finally:
         _quiet.reset(token)
-
-
-def process() -> tuple[str, int]:
-    """Clients in this process have shown it already."""
-    return socket.gethostname(), os.getpid()
 
 
 class ForwardOutput(WorkerPlugin):

@@ -7,7 +7,8 @@ import sys
 import warnings
 from typing import Any, TextIO
 
-from trio_dask.worker.forwarded_output import process, quiet
+from trio_dask.plugins.forwarded_logs import this_process
+from trio_dask.worker.forwarded_output import quiet
 from trio_dask.worker.task_context import current_task
 
 
@@ -27,7 +28,7 @@ def print(
         if file not in streams:
             raise TypeError(f"a task prints to sys.stdout or sys.stderr, not to {file!r:.60}")
         message = {"args": tuple(map(str, args)), "sep": sep, "end": end, "file": streams[file], "flush": flush}
-        task.worker.log_event("print", {**message, "process": process()})
+        task.worker.log_event("print", {**message, "process": this_process()})
         with quiet():
             builtins.print(*args, sep=sep, end=end, file=file, flush=bool(flush))
 
@@ -46,6 +47,6 @@ def warn(
     if task is None:
         warnings.warn(message, category, stacklevel + 1, source)
     else:
-        task.worker.log_event("warn", {"message": message, "category": category, "process": process()})
+        task.worker.log_event("warn", {"message": message, "category": category, "process": this_process()})
         with quiet():
             warnings.warn(message, category, stacklevel + 1, source)

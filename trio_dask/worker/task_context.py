@@ -55,6 +55,10 @@ class WorkerHandle:
         """Have the functions of tasks unpickled anew, as modules have changed. From any thread."""
         self.actors: Any = None
         self.profiler: Any = None
+        self.figures: Callable[[], dict[str, float]] = dict
+        """Figures for people; for its event loop."""
+        self.fetch_and_drop: Callable[[str, Key], Awaitable[None]] | None = None
+        """Fetches a value from the worker at an address, to measure how long that takes; for its event loop."""
         self.tables: Callable[[], dict[str, Any]] = dict
         """All that the worker knows, as plain values; for its event loop."""
         self.client: Any = None

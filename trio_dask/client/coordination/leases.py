@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import nullcontext
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import trio
 
-from trio_dask.client.call_forms import Done, Waiting
-from trio_dask.client.coordination.requests import Primitive, RequestId
-from trio_dask.client.wait_signals import refuse_in_event_loop
+from trio_dask.client.call_forms import Done, Timeout, Waiting
+from trio_dask.client.coordination.requests import ForAnswer, Primitive, RequestId, end_of_session, refusal
+from trio_dask.client.core.key_state import Ended
+from trio_dask.client.core.local_leases import Lease, LeaseWaiter, Place, Refused
+from trio_dask.client.engine import Engine
+from trio_dask.client.wait_signals import Signal, ThreadSignal, TrioSignal, as_seconds, limit, refuse_in_event_loop
+
+
+class HeldLease(NamedTuple):
+    """A lease that other callers of the client can take over."""
+
+    engine: Engine
+    lease: Lease
+
+    def end(self) -> None:
+        """Release it."""
+        self.engine.release_lease(self.lease)
 
 
 class Leased(Primitive):
@@ -22,7 +38,7 @@ class Leased(Primitive):
 
     def __init__(self, name: str | None = None, client: Any = None) -> None:
         super().__init__(name, client)
-        self.leases: deque[RequestId] = deque()
+        self.leases: deque[RequestId | HeldLease] = deque()
         """What this object holds, the oldest first."""
         self._owner: object = None
 
@@ -34,7 +50,7 @@ class Leased(Primitive):
         if self.leases and self._owner == _caller():
             raise RuntimeError(f"{self!r} is held here already, by this object, which would wait for itself")
 
-    def add(self, lease: RequestId) -> None:
+    def add(self, lease: RequestId | HeldLease) -> None:
         """Hold this for this thread or Trio task."""
         self.leases.append(lease)
         self._owner = _caller()
@@ -47,6 +63,71 @@ class Leased(Primitive):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         release(self)
+
+
+@dataclass(slots=True, eq=False)
+class ForLease:
+    """Waits for a lease, perhaps for one that another caller of this client releases. False if none came in time."""
+
+    leased: Leased
+    arguments: tuple[Any, ...]
+    timeout: Timeout = None
+
+    def block(self) -> bool:
+        seconds = as_seconds(self.timeout)
+        signal = ThreadSignal()
+        engine, place, waiter = self._new_waiter(signal)
+        try:
+            engine.acquire_lease(place, waiter)
+            is_in_time = signal.wait(seconds)
+        except BaseException:  # Ctrl-C: what comes meanwhile must not be lost
+            engine.leave_line(place, waiter)
+            raise
+        return self._result(engine, place, waiter, is_in_time)
+
+    async def wait(self) -> bool:
+        signal = TrioSignal()
+        engine, place, waiter = self._new_waiter(signal)
+        try:
+            engine.acquire_lease(place, waiter)
+            with limit(self.timeout) if self.timeout is not None else nullcontext():
+                await signal.wait()
+        except BaseException:  # cancelled: what comes meanwhile must not be lost
+            engine.leave_line(place, waiter)
+            raise
+        return self._result(engine, place, waiter, signal.is_set)
+
+    def _new_waiter(self, signal: Signal) -> tuple[Engine, Place, LeaseWaiter]:
+        leased = self.leased
+        return leased.client.engine, Place(leased.KIND, leased.name, self.arguments), LeaseWaiter(signal.set)
+
+    def _result(self, engine: Engine, place: Place, waiter: LeaseWaiter, is_in_time: bool) -> bool:
+        if not is_in_time:
+            engine.leave_line(place, waiter)
+            return False
+        match waiter.answer:
+            case Lease() as lease:
+                self.leased.add(HeldLease(engine, lease))
+                return True
+            case Ended() as ended:
+                raise end_of_session(ended)
+            case Refused(outcome, text):
+                raise refusal(outcome, text)
+            case None:
+                raise AssertionError("a waiter is woken with an answer")
+
+
+def for_lease(leased: Leased, at_once: bool, arguments: tuple[Any, ...], timeout: Timeout) -> Waiting[bool]:
+    """Acquire a lease, in turn or (`at_once`) if there is a free one."""
+    if not at_once:
+        return ForLease(leased, (True, *arguments), timeout)
+
+    def finish(request: RequestId, is_acquired: bool) -> bool:
+        if is_acquired:
+            leased.add(request)
+        return is_acquired
+
+    return ForAnswer(leased, "acquire", (False, *arguments), finish)
 
 
 class BlockingBlock(Leased):

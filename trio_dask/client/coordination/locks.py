@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from trio_dask.client.call_forms import Timeout, Waiting, awaitable, blocking
-from trio_dask.client.coordination.leases import BlockingBlock, Leased, release
-from trio_dask.client.coordination.requests import ForAnswer, RequestId, returning, wants_at_once
+from trio_dask.client.coordination.leases import BlockingBlock, Leased, for_lease, release
+from trio_dask.client.coordination.requests import ForAnswer, wants_at_once
 
 
 class BaseLock(Leased):
@@ -28,12 +28,7 @@ def _acquire(lock: BaseLock, blocking: bool = True, timeout: Timeout = None) -> 
     if not at_once and timeout is None:
         lock.refuse_reentrance()
 
-    def finish(request: RequestId, acquired: bool) -> bool:
-        if acquired:
-            lock.add(request)
-        return acquired
-
-    return ForAnswer(lock, "acquire", (not at_once,), finish, None if at_once else timeout, returning(False))
+    return for_lease(lock, at_once, (), timeout)
 
 
 def _locked(lock: BaseLock) -> Waiting[bool]:

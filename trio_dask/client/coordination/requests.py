@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
+import trio
+
 from trio_dask.client.call_forms import CallForms, Timeout
 from trio_dask.client.core.key_state import Ended
 from trio_dask.client.default_clients import usable
@@ -27,6 +29,9 @@ R = TypeVar("R")
 
 AT_ONCE: Final = 0.0
 """A timeout for what must not wait for other clients."""
+
+KEEP_SLOT_S: Final = 0.005
+"""A task that waits for longer frees its slot. To free it, and to get one again, takes a thread and messages."""
 
 
 class Primitive(CallForms):
@@ -144,7 +149,7 @@ class ForAnswer(Generic[R]):
         reply = _Reply(signal, self.undo)
         try:
             self._send(reply)
-            in_time = self.engine.block(signal, seconds) if self.frees_slot else signal.wait(seconds)
+            in_time = self._block(signal, seconds)
             if not in_time and self.must_know:
                 reply.end_request()
                 signal.wait()
@@ -159,10 +164,7 @@ class ForAnswer(Generic[R]):
         try:
             self._send(reply)
             with limit(self.timeout) if self.timeout is not None else nullcontext():
-                if self.frees_slot:
-                    await self.engine.wait_async(signal)
-                else:
-                    await signal.wait()
+                await self._wait(signal)
             if not signal.is_set and self.must_know:
                 reply.end_request()
                 await signal.wait()
@@ -170,6 +172,21 @@ class ForAnswer(Generic[R]):
             self._abandon(reply, is_taken=False)
             raise
         return self._result(reply)
+
+    def _block(self, signal: ThreadSignal, seconds: float | None) -> bool:
+        if not self.frees_slot or (seconds is not None and seconds <= KEEP_SLOT_S):
+            return signal.wait(seconds)
+        left = None if seconds is None else seconds - KEEP_SLOT_S
+        return signal.wait(KEEP_SLOT_S) or self.engine.block(signal, left)
+
+    async def _wait(self, signal: TrioSignal) -> None:
+        if not self.frees_slot:
+            await signal.wait()
+            return
+        with trio.move_on_after(KEEP_SLOT_S):
+            await signal.wait()
+            return
+        await self.engine.wait_async(signal)
 
     def _send(self, reply: _Reply) -> None:
         primitive = self.primitive
@@ -196,17 +213,27 @@ class ForAnswer(Generic[R]):
     def _result(self, reply: _Reply) -> R:
         self._abandon(reply, is_taken=True)
         if reply.ended is not None:
-            raise (SchedulerLost if reply.ended.lost else FutureCancelledError)(reply.ended.text)
+            raise end_of_session(reply.ended)
         outcome, value = ("ended", None) if reply.payload is None else reply.payload
         if outcome == "done":
             assert reply.request is not None, "there is no answer without a request"
             return self.finish(reply.request, value)
         if outcome == "ended" and self.too_late is not None:
             return self.too_late()
-        raise _ERRORS.get(outcome, ProtocolError)(value)
+        raise refusal(outcome, value)
 
 
 _ERRORS: Final[dict[str, type[Exception]]] = {"refused": UsageError, "closed": RuntimeError}
+
+
+def refusal(outcome: str, text: str | None) -> Exception:
+    """The error for a request with this outcome."""
+    return _ERRORS.get(outcome, ProtocolError)(text)
+
+
+def end_of_session(ended: Ended) -> Exception:
+    """The error for a request that has no answer."""
+    return (SchedulerLost if ended.lost else FutureCancelledError)(ended.text)
 
 
 def answered(_: RequestId, value: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from trio_dask.client.call_forms import Timeout, Waiting, awaitable, blocking
-from trio_dask.client.coordination.leases import BlockingBlock, Leased, release
-from trio_dask.client.coordination.requests import ForAnswer, RequestId, ask, returning, wants_at_once
+from trio_dask.client.coordination.leases import BlockingBlock, Leased, for_lease, release
+from trio_dask.client.coordination.requests import ask, wants_at_once
 from trio_dask.client.task_options import whole_number
 
 
@@ -39,14 +39,7 @@ def _acquire(semaphore: BaseSemaphore, timeout: Timeout = None) -> Waiting[bool]
     if semaphore.is_closed:
         raise RuntimeError(f"the semaphore {semaphore.name!r} was closed")
     at_once = wants_at_once(True, timeout)
-
-    def finish(request: RequestId, acquired: bool) -> bool:
-        if acquired:
-            semaphore.add(request)
-        return acquired
-
-    arguments = (not at_once, semaphore.max_leases)
-    return ForAnswer(semaphore, "acquire", arguments, finish, None if at_once else timeout, returning(False))
+    return for_lease(semaphore, at_once, (semaphore.max_leases,), timeout)
 
 
 def _get_value(semaphore: BaseSemaphore) -> Waiting[int]:

@@ -70,6 +70,8 @@ class ClientCore:
         self.states: dict[Key, KeyState] = {}
         self.scheduler = ""
         """The incarnation of the scheduler that knows this client; empty if none does."""
+        self.sessions = 0
+        """How many have ended."""
         self.received = 0
         """Messages of that scheduler that were handled. On the next connection it sends those that come after them."""
         self.stuck = StuckReasons()
@@ -443,6 +445,7 @@ class ClientCore:
         """The scheduler is lost, or the client closes: waiting calls fail now. The next scheduler knows nothing."""
         self.stuck.forget()
         self.scheduler = ""
+        self.sessions += 1
         self.received = 0
         self._resend = ResendBuffer()
         self._outbox = Outbox(BLOB_BUDGET_BYTES)

@@ -27,8 +27,14 @@ SMOOTHING: Final = 0.3
 SAMPLED_INPUTS: Final = 64
 """Inputs examined when the best worker is chosen; of a wider task, as many at even distances."""
 
-INPUT_BYTES: Final = 1000
-"""What fetching an input costs beyond its size."""
+FALL: Final = 0.5
+"""The same for a call that was shorter than expected: the first one of all often has to import something."""
+
+FETCH_S: Final = 0.003
+"""What it takes to ask another worker for inputs, however small they are."""
+
+INPUT_BYTES: Final = 5000
+"""What each input costs beyond its size, as bytes: some 50 µs."""
 
 EXAMINED_RUNS: Final = 16
 """Runs of one worker, beyond its slots, that are examined to find the running ones."""
@@ -38,7 +44,7 @@ def update_duration(state: State, function: StoredBlob, seconds: float) -> None:
     """A call has finished. The first one of a function corrects the guesses for those under way."""
     known_s = function.expected_s
     if known_s is not None:
-        function.expected_s = known_s + SMOOTHING * (seconds - known_s)
+        function.expected_s = known_s + (FALL if seconds < known_s else SMOOTHING) * (seconds - known_s)
         return
     function.expected_s = seconds
     expected_s = max(seconds, LEAST_S)
@@ -91,9 +97,11 @@ def moving_s(state: State, task: Task, worker: Worker) -> float:
         phase = dependency.phase
         if type(phase) is InMemory and worker not in phase.holders:
             nbytes += phase.nbytes + INPUT_BYTES
-    if nbytes:
-        nbytes = nbytes * len(task.dependencies) // len(dependencies)
-    return state.settings.latency_s + nbytes / state.bandwidth_bytes_per_s
+    latency_s = state.settings.latency_s
+    if not nbytes:
+        return latency_s
+    nbytes = nbytes * len(task.dependencies) // len(dependencies)
+    return latency_s + FETCH_S + nbytes / state.bandwidth_bytes_per_s
 
 
 def sampled_inputs(task: Task) -> tuple[Task, ...]:

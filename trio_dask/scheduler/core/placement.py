@@ -87,6 +87,7 @@ def place(state: State) -> None:
                 for worker in queue.eligible:
                     if worker in index.has_capacity:
                         index.mark_dirty(worker)
+            _fill_slots(state, fresh)
             fresh.clear()
         if index.dirty:
             for worker in index.take_dirty():
@@ -291,13 +292,28 @@ def _best_worker(state: State, task: Task) -> Worker | None:
     return idle if waiting_s(best) > moving_s(state, task, idle) else best
 
 
-def _refill(state: State, worker: Worker) -> None:
+def _fill_slots(state: State, queues: dict[Queue, None]) -> None:
+    """Give the idle ones among the workers of these queues as much as they have slots, before any gets runs ahead.
+
+    Those that hold least come first.
+    """
+    idle = {worker: None for queue in queues for worker in queue.eligible if worker in state.index.idle}
+    if len(idle) > 1:
+        for worker in sorted(idle, key=_managed_bytes):
+            _refill(state, worker, ahead=False)
+
+
+def _managed_bytes(worker: Worker) -> int:
+    return worker.managed_bytes
+
+
+def _refill(state: State, worker: Worker, *, ahead: bool = True) -> None:
     """Give a worker with room what waits for it: its backlog and its queues by priority, then the common queue."""
     if worker.phase is not HERE:
         state.check_retirements_soon()  # what it ran or held may have been all that kept it
         return
     index = state.index
-    while index.has_room(worker):
+    while index.has_room(worker) and (ahead or len(worker.processing) < worker.slots):
         source = worker.backlog
         best = source.first()
         for queue in worker.queues:

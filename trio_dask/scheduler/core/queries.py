@@ -77,6 +77,7 @@ def _scheduler_info(state: State, names: tuple[str, ...]) -> dict[str, Any]:
                 "resources": dict(worker.info.resources),
                 "managed_bytes": worker.managed_bytes,
                 "nanny": bool(worker.info.process),
+                "nanny_address": worker.info.nanny,
                 **_describe(worker),
             }
             for worker in _workers(state, names)

@@ -39,6 +39,7 @@ def worker_info(hello: Hello) -> WorkerInfo:
         pid=_number(details, "pid", 0, 2**31),
         reconnect=details.get("reconnect") is True,
         process=_text(details, "process", MAX_NAME_LENGTH),
+        nanny=_text(details, "nanny", MAX_ADDRESS_LENGTH),
         metrics=_metrics(details),
     )
 

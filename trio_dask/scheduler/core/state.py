@@ -96,6 +96,8 @@ class WorkerInfo(NamedTuple):
     """It comes back after a lost link, and brings what it has."""
     process: str = ""
     """Its nanny's name for its process, if it has a nanny."""
+    nanny: str = ""
+    """Where its nanny answers `rpc`, if it does."""
     metrics: Mapping[str, float] = {}
     """Its first metrics; each heartbeat brings new ones."""
 

@@ -229,7 +229,7 @@ def _conflict(task: Task) -> Failure:
 
 def _refused(task: Task, key: Key) -> Failure:
     text = f"it depends on {key!r}, which the scheduler does not know: cancelled, released, or never submitted"
-    return Failure(task.key, "refused", None, text, {})
+    return Failure(task.key, "refused", None, text, {"input": key})
 
 
 def _first_missing(task: Task, inputs: Sequence[Task | None]) -> int:
