@@ -375,7 +375,7 @@ class SchedulerSettings(NamedTuple):
         bool,
         Option(
             "--memory-manager/--no-memory-manager",
-            "Drop replicas of results that no task needs. Default: not before a client asks (client.amm).",
+            "Drop replicas that no task needs. Default: no.",
             HOW_IT_RUNS,
             config="distributed.scheduler.active-memory-manager.start",
         ),
@@ -384,7 +384,7 @@ class SchedulerSettings(NamedTuple):
         float,
         Option(
             "--memory-manager-interval",
-            "Look for such replicas this often.",
+            "How often it looks.",
             HOW_IT_RUNS,
             TIME,
             config="distributed.scheduler.active-memory-manager.interval",
