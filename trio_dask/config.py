@@ -375,7 +375,7 @@ class SchedulerSettings(NamedTuple):
         bool,
         Option(
             "--memory-manager/--no-memory-manager",
-            "Drop replicas that no task needs. Default: no.",
+            "Drop replicas that no task needs (default: no).",
             HOW_IT_RUNS,
             config="distributed.scheduler.active-memory-manager.start",
         ),
