@@ -16,17 +16,11 @@ import trio
 from trio_dask.comm.joining import forget_cluster, remember_cluster
 from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, Key, Option, Reader, declarations
 from trio_dask.configuration import configured, load
-from trio_dask.deploy.cluster import (
-    CLOSED,
-    AsyncCluster,
-    BlockingCluster,
-    awaited_in_loop,
-    called_in_loop,
-    for_trio,
-    takes_arguments_of,
-)
+from trio_dask.deploy.cluster import CLOSED, AsyncCluster, BlockingCluster
+from trio_dask.deploy.cluster_forms import awaited_in_loop, called_in_loop, for_trio, takes_arguments_of
 from trio_dask.deploy.cluster_sizing import check_scale
 from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, parse_line
+from trio_dask.deploy.ssh.key_files import check_private_key
 from trio_dask.deploy.ssh.launch import open_logins
 from trio_dask.deploy.ssh.launched_host import Host
 from trio_dask.deploy.ssh.launcher import Launcher
@@ -98,6 +92,7 @@ def plan_ssh(
 
     Raises:
       UsageError: an argument makes no sense.
+      UnavailableError: the file of the private key cannot be used.
       HostError: a host failed; the message names the step, the cause, and what to try.
       NoScheduler: the scheduler was lost: then a block under Trio is cancelled.
     """
@@ -131,6 +126,8 @@ def _check_plan(settings: LauncherSettings) -> None:
     """Refuse settings that no worker could start with, before anybody logs in anywhere."""
     try:
         check_settings(settings)
+        if settings.ssh_private_key is not None:
+            check_private_key(settings.ssh_private_key)
     except (TypeError, AttributeError) as error:  # a value of another kind than the setting has
         raise UsageError(f"an option has a value of a wrong kind: {error}") from error
 
@@ -367,7 +364,7 @@ class AsyncSSHCluster(AsyncCluster):
             self._ended.set()
 
 
-open_ssh_cluster = for_trio(plan_ssh, AsyncSSHCluster, "open_ssh_cluster", "SSHCluster")
+open_ssh_cluster = for_trio(plan_ssh, AsyncSSHCluster, "open_ssh_cluster", "SSHCluster", IGNORED)
 
 
 class SSHCluster(BlockingCluster[AsyncSSHCluster]):
@@ -377,6 +374,7 @@ class SSHCluster(BlockingCluster[AsyncSSHCluster]):
 
     Raises:
       UsageError: an argument makes no sense.
+      UnavailableError: the file of the private key cannot be used.
       HostError: a host failed; the message names the step, the cause, and what to try.
     """
 
