@@ -138,7 +138,7 @@ def test_the_profiler_sleeps_while_there_is_no_task_and_a_task_wakes_it(monkeypa
         sampled.release()
         return {}
 
-    sampler = Profiler((), lambda: False, interval_s=0.0001, cycle_s=1, frames=frames)
+    sampler: Any = Profiler((), lambda: False, interval_s=0.0001, cycle_s=1, frames=frames)
     sampler._wanted = Wanted()
     before = set(threading.enumerate())
     sampler.start()
