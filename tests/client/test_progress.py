@@ -159,6 +159,7 @@ def test_nothing_to_wait_for_shows_nothing_and_other_things_are_refused(client: 
     assert not file.getvalue()
     with pytest.raises(TypeError, match="takes futures"):
         progress("x", file=file)
+    nonsense: Any
     for nonsense in ("colours", ["prefix"]):
         with pytest.raises(UsageError, match="groups tasks by"):
             progress(client.submit(slow_inc, 1), group_by=nonsense, file=file)
