@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Never
 import pytest
 import trio
 import trio.testing
+from dask.delayed import delayed
 
 from tests.client.cluster import WORKER, MiniCluster, open_async_client
-from trio_dask import AsyncClient, AsyncFuture
+from trio_dask import AsyncClient, AsyncFuture, wait
 from trio_dask.client.wait import FIRST_COMPLETED
 from trio_dask.errors import (
     ClusterError,
@@ -647,3 +648,12 @@ async def test_no_scheduler_is_said_as_it_is(cluster: MiniCluster) -> None:
     with pytest.raises(NoScheduler, match="nothing listens"):
         async with open_async_client(cluster):
             pytest.fail("it is connected to nothing")
+
+
+async def test_wait_awaits_what_belongs_to_an_async_client(async_client: AsyncClient) -> None:
+    futures = async_client.map(operator.neg, range(3))
+    assert await wait(futures) == (set(futures), set())
+    assert await wait(futures[0], return_when=FIRST_COMPLETED) == ({futures[0]}, set())
+    assert await wait([]) == (set(), set())
+    persisted = async_client.persist(delayed(operator.neg)(3))
+    assert len((await wait(persisted)).done) == 1

@@ -28,11 +28,13 @@ from trio_dask import (
     Variable,
     get_client,
     open_local_cluster,
+    secede,
 )
 from trio_dask.client.coordination import requests
 from trio_dask.client.core import local_leases
 from trio_dask.client.core.local_leases import LeaseWaiter, Place
 from trio_dask.client.engine import Engine
+from trio_dask.errors import FutureCancelledError, UsageError
 from trio_dask.worker.secede import SecededTasks
 
 PATIENCE_S = 20
@@ -56,7 +58,9 @@ async def async_client() -> AsyncIterator[AsyncClient]:
 # ------------------------------------------------------------------------------------------ events
 
 
-def wait_for(name: str) -> bool:
+def wait_for(name: str, secedes: bool = True) -> bool:
+    if secedes:
+        secede()
     return bool(Event(name).wait(PATIENCE_S))
 
 
@@ -76,7 +80,16 @@ def test_an_event_is_not_set_then_set_then_clear() -> None:
     assert not event.is_set()
 
 
-def test_any_number_of_tasks_wait_for_an_event_without_slots(client: Client) -> None:
+def test_tasks_that_wait_for_an_event_hold_the_others_back(client: Client) -> None:
+    event, later = Event("hold"), Event("later")
+    holding = client.map(wait_for, [event.name] * 2, secedes=False, pure=False)
+    held_back = client.submit(later.set)
+    assert not later.wait("50 ms")
+    event.set()
+    assert client.gather([*holding, held_back]) == [True, True, None]
+
+
+def test_any_number_of_tasks_wait_for_an_event_once_they_gave_their_slots_away(client: Client) -> None:
     event = Event("go")
     waiting = client.map(wait_for, [event.name] * 5, pure=False)
     assert client.submit(operator.neg, 1).result(PATIENCE_S) == -1  # there are two slots
@@ -96,14 +109,48 @@ async def test_an_event_under_trio(async_client: AsyncClient) -> None:
     await event.clear()
 
 
-async def test_a_blocking_form_is_refused_under_trio_and_names_are_texts() -> None:
+async def test_in_a_plain_task_the_forms_for_trio_block(async_client: AsyncClient) -> None:
+    queue, lock, semaphore = AsyncQueue("of a task"), AsyncLock("of a task"), AsyncSemaphore(1, "of a task")
+
+    def use() -> list[bool]:
+        queue.put("first")  # type: ignore[unused-coroutine]
+        with lock, semaphore:
+            return [lock.locked(), semaphore.get_value() == 1]  # type: ignore[list-item, comparison-overlap]
+
+    assert await async_client.submit(use) == [True, True]
+    assert await queue.get(PATIENCE_S) == "first"
+    assert not await lock.locked()
+
+
+async def test_a_blocking_form_is_refused_under_trio() -> None:
     await trio.lowlevel.checkpoint()
     with pytest.raises(RuntimeError, match="blocks"):
         Lock("x").acquire()
-    with pytest.raises(RuntimeError, match="blocks"), Lock("x"):
-        pass
-    with pytest.raises(ValueError, match="the name of a lock is a text"):
-        Lock(3)  # type: ignore[arg-type]
+    for kind in (Lock, AsyncLock):
+        with pytest.raises(RuntimeError, match="blocks"), kind("x"):
+            pass
+
+
+def test_names_are_plain_values_and_each_is_another_name(client: Client) -> None:
+    names: list[Any] = ["1", 1, 1.0, True, b"1", ("1",), ["1"], ("1", (1, b"x")), "\x001", "\x00b'1'"]
+    for number, name in enumerate(names):
+        Variable(name).set(number)
+        assert Variable(name).name == name
+    assert [client.submit(lambda name: Variable(name).get(), name).result(PATIENCE_S) for name in names] == [*range(10)]
+
+
+@pytest.mark.parametrize("name", [object(), [object()], {"x": 1}, "x" * 5000, (b"x" * 5000,)])
+def test_no_other_names_are_taken(name: object) -> None:
+    with pytest.raises(UsageError, match="the name of an event is a text, bytes, a number, or a list"):
+        Event(name)
+
+
+def test_a_call_without_any_client_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_dask.client.current_client.current", lambda: None)
+    queue = pickle.loads(pickle.dumps(Queue("nobody's")))
+    assert queue.client is None
+    with pytest.raises(RuntimeError, match=r"<Queue \"nobody's\">: no client found: make one first"):
+        queue.put(1)
 
 
 @pytest.mark.parametrize("kind", [Event, AsyncEvent, Lock, AsyncLock, Queue, AsyncQueue, Variable, AsyncVariable])
@@ -604,3 +651,12 @@ async def test_several_locks_under_trio(async_client: AsyncClient) -> None:
     async with AsyncMultiLock(["a", "b"], async_client) as lock:
         assert await lock.locked()
         assert not await AsyncMultiLock(["b"], async_client).acquire(timeout=0)
+
+
+def test_a_cancelled_future_is_not_put_anywhere(client: Client) -> None:
+    future = client.submit(operator.neg, 1)
+    future.cancel()
+    for put in (Queue("cancelled").put, Variable("cancelled").set):
+        with pytest.raises(FutureCancelledError, match=future.key):
+            put([future])
+    assert Queue("cancelled").qsize() == 0

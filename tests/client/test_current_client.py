@@ -241,3 +241,15 @@ def test_of_many_threads_one_makes_the_client() -> None:
     assert worker.get_client(make) is made[0]
     second.join(PATIENCE_S)
     assert len(made) == 1
+
+
+def test_the_block_of_a_client_makes_it_the_default_one() -> None:
+    with Client(n_workers=1, threads_per_worker=1, processes=False) as client:
+        with Client(client.cluster.scheduler_address) as inner:
+            assert Client.current(allow_global=False) is get_client() is inner
+            other = Client(client.cluster.scheduler_address)
+            assert get_client() is inner
+            with Client(client.cluster.scheduler_address, set_as_default=False):
+                assert get_client() is inner
+        assert Client.current(allow_global=False) is get_client() is client
+        other.close()

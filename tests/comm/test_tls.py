@@ -1,9 +1,11 @@
 """TLS between two ends: who is accepted, what each end learns, and the sentence where it does not work."""
 
+import gc
 import logging
 import socket
 import ssl
 import struct
+import weakref
 from contextlib import ExitStack, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +15,19 @@ import pytest
 import trio
 import trio.testing
 
-from tests.comm.kit import CLIENT, INPROC, SCHEDULER, TLS, ask, read_to_end, serving, tcp_pair, tls_pair, until
+from tests.comm.kit import (
+    CLIENT,
+    INPROC,
+    SCHEDULER,
+    TLS,
+    ask,
+    background,
+    read_to_end,
+    serving,
+    tcp_pair,
+    tls_pair,
+    until,
+)
 from tests.security.pem import CA_TEXT, OTHER_AUTHORITY, Party, party, write_files
 from trio_dask.comm import tls as tls_module
 from trio_dask.comm.addresses import Address
@@ -222,6 +236,40 @@ async def test_a_listener_without_tls_is_one_sentence_for_the_caller(answer: str
 
 
 # ----------------------------------------------------------------------------------------------------------- the stream
+
+
+@pytest.mark.parametrize(
+    "said", [b"GET / HTTP/1.1\r\n\r\n", b"\x16" * 100, b"", None], ids=["HTTP", "garbage", "end", "silence"]
+)
+async def test_what_a_failed_handshake_held_is_given_back_before_garbage_is_collected(said: bytes | None) -> None:
+    """Thousands of strangers come between two collections, which see nothing of the memory that OpenSSL has taken."""
+    tcp, far_tcp = tcp_pair("tls")
+    far = TlsTransport(far_tcp, TLS.context(listening=True))
+    held = weakref.ref(far._tls)
+    if said:
+        tcp.try_send(said)
+    if said == b"":
+        await tcp.aclose()
+    failures: list[Exception] = []  # kept, as whoever logs them keeps them for a while
+
+    async def receive() -> None:
+        try:
+            await far.receive_some()
+        except (ProtocolError, ConnectionLost) as error:
+            failures.append(error)
+
+    gc.disable()
+    try:
+        async with background(receive) as nursery:
+            if said is None:
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.cancel_scope.cancel()
+        assert len(failures) == (said is not None)
+        far.abort()
+        assert held() is None
+    finally:
+        gc.enable()
+        tcp.abort()
 
 
 async def test_a_stream_that_is_cut_off_is_a_loss_and_no_end() -> None:

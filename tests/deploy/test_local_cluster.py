@@ -166,6 +166,14 @@ async def test_a_cluster_says_which_workers_it_should_have_and_which_are_there()
         assert cluster.dashboard_link == ""
 
 
+async def test_the_form_for_trio_ignores_the_same_arguments_and_names_itself() -> None:
+    make: Any = open_local_cluster
+    async with make(0, 1, processes=False, dashboard_address=None, asynchronous=True):
+        pass
+    with pytest.raises(TypeError, match=r"open_local_cluster\(\) got an unexpected argument 'no_such'"):
+        make(0, no_such=1)
+
+
 def test_without_nannies_the_cluster_is_inside_the_program() -> None:
     with LocalCluster(1, 1, nanny=False) as cluster, Client(cluster) as client:
         assert cluster.scheduler_address.startswith("inproc://")

@@ -129,6 +129,19 @@ def test_fast_tasks_stay_with_their_large_input() -> None:
     assert cluster.asked_back == 0
 
 
+@pytest.mark.parametrize(("seconds", "taken"), [(0.002, 13), (0.1, 1)])
+def test_an_idle_worker_takes_as_many_short_tasks_from_a_backlog_as_keep_it_busy(seconds: float, taken: int) -> None:
+    kit = Kit()
+    kit.state.validating = False
+    one, two, client = kit.worker("one"), kit.worker("two"), kit.client()
+    client.submit("x", workers=("one",))
+    one.finish(one.runs()[0], seconds=seconds)
+    client.submit(*map(str, range(200)), needs=("x",))
+    (first,) = two.runs()
+    two.finish(first, seconds=seconds)
+    assert len(two.runs()) == taken
+
+
 def test_very_short_tasks_stay_with_their_small_inputs_though_the_first_call_was_long() -> None:
     kit = Kit()
     kit.state.validating = False

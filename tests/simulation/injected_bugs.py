@@ -12,6 +12,7 @@ from typing import Any, Final
 from unittest import mock
 
 from tests.simulation.simulate import World
+from trio_dask.client.actor_lines import ActorLines
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.local_leases import Lease, LocalLeases
 from trio_dask.client.core.outbox import GraphPart, Row
@@ -432,6 +433,14 @@ def lease_handed_over_twice(world: World) -> Generator[None]:
 
 
 @contextmanager
+def lost_actor_call(world: World) -> Generator[None]:
+    """What waits for an actor hears nothing when its worker dies without a word."""
+    # No public way exists to break it.
+    with mock.patch.object(ActorLines, "_give_up"):
+        yield
+
+
+@contextmanager
 def forgotten_caller(world: World) -> Generator[None]:
     """A lease that goes from user to user of a client takes a request along that another one there needs."""
     release = LocalLeases.release
@@ -455,6 +464,13 @@ def starved_client(world: World) -> Generator[None]:
         release(self, lease._replace(granted_at=world.timeline.now))
 
     with mock.patch.object(LocalLeases, "release", keep):
+        yield
+
+
+@contextmanager
+def actor_made_twice(world: World) -> Generator[None]:
+    """An actor that is lost is made again, and what it has counted is gone without a word."""
+    with mock.patch.object(Task, "is_home_of_actor", return_value=False):
         yield
 
 
@@ -493,6 +509,8 @@ INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
             missed_event,
             repeated_event,
             lost_rescheduled_task,
+            lost_actor_call,
+            actor_made_twice,
         )
     }
 )

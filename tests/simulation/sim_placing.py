@@ -178,7 +178,7 @@ class Placing:
             for task in holder.holds if holder.phase is HERE else ():
                 self._must_have(holder.info.name, holder.peer, task.key)
                 for worker in self.workers:
-                    if worker.name == holder.info.name and task.key in worker.store:
+                    if worker.name == holder.info.name and task.key in worker.store and task.key in right:
                         assert worker.store[task.key] == right[task.key], f"{worker.name} has a wrong {task.key}"
         for key, value in self.values.items():
             if value.client.open:

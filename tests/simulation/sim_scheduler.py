@@ -136,6 +136,8 @@ class SimScheduler:
         retirement = worker.phase.retirement
         attempts = {} if retirement is None else retirement.attempts
         for task in worker.holds:
+            if task.options.actor and retirement is not None and retirement.self_initiated:
+                continue  # it leaves all the same
             alone = isinstance(task.phase, InMemory) and all(
                 holder.phase.retirement is not None for holder in task.phase.holders
             )

@@ -33,6 +33,10 @@ class Network:
     def __init__(self) -> None:
         self.workers: dict[str, SimWorker] = {}
 
+    def address_of(self, name: str) -> str:
+        """Where the worker with this name can be reached, if it is there."""
+        return str(inproc_address(name))
+
 
 class SimWorker:
     """The worker core with slots that take virtual time, a store, and a data plane.
@@ -75,6 +79,11 @@ class SimWorker:
         """What it had been given when its link was lost, whether it ran or not: that cannot be known."""
         self.began: Callable[[Run], object] = lambda run: None
         """Called when a run begins."""
+        self.ended: list[Callable[[], object]] = []
+        """Called when the process has ended."""
+        self.actors: dict[Key, tuple[RunId, int]] = {}
+        """The run that made each, and how many calls it has had."""
+        self._actor_free_at: dict[Key, float] = {}
         self.plugins: dict[str, bytes] = {}
         """Those that are set up, by id."""
         self.failed_plugins: dict[str, bytes] = {}
@@ -214,8 +223,7 @@ class SimWorker:
 
     def die(self) -> None:
         """As by kill -9: it does nothing more, and the scheduler notices a little later."""
-        self.alive = False
-        self.network.workers.pop(self.address, None)
+        self._stop()
         rng, peer, link, ran = self.timeline.rng, self.peer, self.link, tuple(self.running)
         self.fatal.update(list(dict.fromkeys(self.running.values()) | self._unseen))
         if self.process:
@@ -239,6 +247,7 @@ class SimWorker:
                     case CancelFetch(fetch):
                         self._fetches.pop(fetch, None)
                     case FreeKeys(keys):
+                        self._drop_actors(keys)
                         for key in keys:
                             self.store.pop(key, None)
                     case SetUpPlugin() | TearDownPlugin():
@@ -280,9 +289,35 @@ class SimWorker:
         if not self.link.is_open:
             self.die()
             return
+        self._stop()
+        self.link.to_scheduler.send([Goodbye("leaving")])
+
+    def _stop(self) -> None:
         self.alive = False
         self.network.workers.pop(self.address, None)
-        self.link.to_scheduler.send([Goodbye("leaving")])
+        for hear in self.ended:
+            hear()
+
+    def call_actor(self, key: Key, run: RunId, reply: Callable[[int | None], object]) -> None:
+        """Call an actor, after the calls that came before; `reply` hears how many these were, or that it is gone."""
+        if self.actors.get(key, (-1, 0))[0] != run:
+            reply(None)
+            return
+
+        made_by, count = self.actors[key]
+        self.actors[key] = made_by, count + 1
+        begin = max(self.timeline.now, self._actor_free_at.get(key, 0.0))
+        end = self._actor_free_at[key] = begin + self.timeline.rng.choice((0.0, 0.001, 0.05))
+
+        def answer() -> None:
+            if self.alive:
+                reply(count)
+
+        self.timeline.at(end, answer)
+
+    def _drop_actors(self, keys: Sequence[Key]) -> None:
+        for key in keys:
+            self.actors.pop(key, None)
 
     def _start_runs(self) -> bool:
         started = False
@@ -328,12 +363,18 @@ class SimWorker:
             self._free_slot(run)
             self._report(lambda: self.core.failed(run, b"error", f"ValueError: {run.key}", job.seconds))
             return
-        value = compute(run.call, inputs)
+        if run.extra.get("actor"):
+            self.actors[run.key] = run.run, 0
+            value = run.run * 1000 + int(self.name[1:])  # its proxy
+        else:
+            value = compute(run.call, inputs)
         inline = str(value).encode() if job.small or run.shared else None
 
         def finished() -> None:
             if self.core.is_current(run):
                 self.store[run.key] = value
+            elif self.actors.get(run.key, (-1, 0))[0] == run.run:
+                del self.actors[run.key]
             self.core.finished(run, 64, "int", inline, job.seconds)
 
         self._report(finished)

@@ -3,10 +3,10 @@
 Each seed is one small history: a random graph, clients that submit it task by task or in parts, read, cancel, retry,
 release and vanish, workers that join, die, drain, are retired or short of memory, links that delay and are cut, for a
 moment or for long, and a scheduler that is killed and started again. In half of them users share locks, queues and the
-like as well, in half of them they scatter, copy and move data. First safety: every event is followed by the invariants
-of the cores. Then the faults stop, and liveness is demanded: within a bound everything that is still wanted has
-finished, with the value of a plain evaluation of the graph, and when the clients have left nothing is left of it
-anywhere.
+like as well, in half of them they scatter, copy and move data, and in others they register plugins, hear of topics,
+call actors, or have tasks that ask to be run elsewhere. First safety: every event is followed by the invariants of the
+cores. Then the faults stop, and liveness is demanded: within a bound everything that is still wanted has finished, with
+the value of a plain evaluation of the graph, and when the clients have left nothing is left of it anywhere.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from functools import partial
 from typing import Final
 
 from tests.simulation.random_graphs import Job, compute, expected, random_jobs, renewable_jobs
+from tests.simulation.sim_actors import Acting
 from tests.simulation.sim_client import SimClient, Unpicklable
 from tests.simulation.sim_coordination import Sharing, check_forgotten
 from tests.simulation.sim_network import Timeline
@@ -96,11 +97,13 @@ class World:
         """How often each watched future was reported as settled, by identity."""
         self.cancelled: dict[str, dict[Key, None]] = {}
         features = random.Random(seed ^ 0xFEA)
-        draw = [features.random() < 0.4 if extras is None else extras for _ in range(3)]
+        draw = [features.random() < 0.4 if extras is None else extras for _ in range(4)]
         """Decides on what came later, so that histories without it stay as they are."""
         peers = self.timeline, self.scheduler, self.clients, self.workers
         self.plugging = Plugging(seed, *peers, is_on=draw[0])
         self.hearing = Hearing(seed, *peers, is_on=draw[1])
+        self.acting = Acting(seed, self.timeline, self.network, self.clients, self.workers, FUNCTION, is_on=draw[3])
+        self.jobs.update(self.acting.jobs)
         if draw[2]:
             for key in self.graph:
                 self.jobs[key].reschedules = features.choice((0, 0, 0, 1, 2))
@@ -339,12 +342,14 @@ class World:
         self.placing.calm()
         self.plugging.calm()
         self.hearing.calm()
+        self.acting.calm()
         self.add_worker()  # others may be on their way out
         self.timeline.run(until=TROUBLE_S + HEALING_S)
         self.sharing.check()
         self.placing.check(self.expected)
         self.plugging.check()
         self.hearing.check()
+        self.acting.read_all()
         clients = [client for client in self.clients if client.open]
         for client in clients:
             for state in client.futures.values():
@@ -352,6 +357,7 @@ class World:
                 if state.status == "finished":
                     client.read(state)
         self.timeline.run(until=TROUBLE_S + 2 * HEALING_S)
+        self.acting.check()
         for client in clients:
             self._check_wishes(client)
             self._check_values(client)
@@ -386,8 +392,9 @@ class World:
         """The scheduler keeps for a client what it has futures for, and nothing else."""
         session = state_of(self.scheduler.core).clients[client.peer]
         assert not session.holds, f"{client.name} still holds {list(session.holds)}"
+        elsewhere = {*self.placing.values, *self.acting.keys_of(client)}
         for task in session.wants:
-            assert task.key in client.futures or task.key in self.placing.values, (
+            assert task.key in client.futures or task.key in elsewhere, (
                 f"{task} is kept for {client.name}, which has no future for it"
             )
 
@@ -406,6 +413,7 @@ class World:
         check_empty(state_of(core))
         check_forgotten(state_of(core))
         check_unheard(state_of(core))
+        self.acting.check_gone()
         for worker in self.workers:
             if worker.alive:
                 check_idle(worker.core)

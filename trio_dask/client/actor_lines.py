@@ -88,12 +88,16 @@ class ActorLines:
     def call(self, address: str, call: Outgoing, actor: KeyState | None) -> None:
         """Send a call. From any thread.
 
-        If the client knows the state of the `actor`, it hears from the scheduler when that is lost.
+        If the client knows the state of the `actor`, it hears from the scheduler when that is lost. If it has heard so
+        already, the call fails at once: the worker may be silent, and would never answer.
 
         Raises what `check_open` raises.
         """
         with self._shared.lock:
             self._shared.check_open()
+            if actor is not None and actor.status not in ("pending", "finished"):
+                self._fail([call], _why_lost(actor))
+                return
             if actor is not None and actor not in self._watched:
                 self._watched.add(actor)
                 self._shared.core.when_over(actor, self._actor_is_over)
@@ -121,7 +125,7 @@ class ActorLines:
 
     def _give_up(self, actor: KeyState) -> None:
         """Fail the calls of an actor that is lost: its worker may be silent for long."""
-        text = getattr(actor.failure, "text", "") or f"the actor {actor.key!r} is {actor.status}"
+        text = _why_lost(actor)
         with self._shared.lock:
             for line in self._lines.values():
                 lost = [call for call in (*line.pending.values(), *line.outbox) if call.key == actor.key]
@@ -199,6 +203,10 @@ class ActorLines:
                 if call is not None:
                     settle(call.state, _found(call.state, line.address, answer.outcome, answer.text, frames))
         return ""
+
+
+def _why_lost(actor: KeyState) -> str:
+    return getattr(actor.failure, "text", "") or f"the actor {actor.key!r} is {actor.status}"
 
 
 def _found(state: KeyState, address: str, outcome: str, text: str, frames: Frames) -> bytes | KeyFailed:

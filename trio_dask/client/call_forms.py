@@ -186,6 +186,23 @@ def awaitable(definition: Callable[P, Waiting[R]], *, waits_if: str = "") -> Cal
     return remade(make, definition.__name__.removeprefix("_"))
 
 
+def awaitable_in_trio(definition: Callable[P, Waiting[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """The form for Trio, which blocks where no Trio runs: in a plain task of a program that runs under Trio."""
+
+    def make(name: str) -> Callable[P, Coroutine[Any, Any, R]]:
+        what = f"{name}()"
+
+        def call(*args: P.args, **kwargs: P.kwargs) -> Any:
+            if not trio.lowlevel.in_trio_run():
+                refuse_in_event_loop(what)
+                return definition(*args, **kwargs).block()
+            return definition(*args, **kwargs).wait()
+
+        return described_by(definition, call, name)
+
+    return remade(make, definition.__name__.removeprefix("_"))
+
+
 def remade(make: Callable[[str], Form], name: str) -> Form:
     """The form, which can be made again under the name of another class."""
     form = make(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -60,9 +61,9 @@ class Client(
             print(client.submit(sum, futures).result())
 
     `submit` and `map` return at once, without waiting for anything; results wake the caller directly. The client that
-    was opened last is the default one for `get_client`. A client that is not closed is closed when the program ends.
-    One that started a cluster and was replaced as the default one ends its cluster once no reference to it, or to a
-    future of it, is left.
+    was opened last is the default one for `get_client`; in the `with` block of a client it is that one. A client that
+    is not closed is closed when the program ends. One that started a cluster and was replaced as the default one ends
+    its cluster once no reference to it, or to a future of it, is left.
 
     A lost connection is a delay: the client dials for up to `timeout`; futures stay valid, and calls wait. If another
     scheduler answers, or the first one says goodbye or cannot be reached in time, all futures and waiting calls fail
@@ -88,6 +89,8 @@ class Client(
       ClusterError: the cluster of its own did not start.
       RuntimeError: this thread runs Trio or asyncio.
     """
+
+    _is_default = False
 
     def __init__(
         self,
@@ -123,6 +126,7 @@ class Client(
         except BaseException:  # Ctrl-C as well: the cluster that was started must not stay
             self._close_cluster()
             raise
+        self._is_default = set_as_default
         if set_as_default:
             former = [client for client in _open_clients if client._owns_cluster and client is not self]
             for client in former:
@@ -162,10 +166,15 @@ class Client(
         return client
 
     def __enter__(self) -> Client:
+        self._block = default_clients.as_current(self) if self._is_default else nullcontext()
+        self._block.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        try:
+            self.close()
+        finally:
+            self._block.__exit__(None, None, None)
 
     def close(self, timeout: Timeout = None) -> None:
         """Release everything, say goodbye, and end the cluster if it is the client's own. Idempotent.

@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
@@ -72,7 +72,8 @@ def as_current(client: AnyClient) -> Generator[None]:
         with dask_configuration.during():
             yield
     finally:
-        _chosen.reset(before)
+        with suppress(ValueError):  # the block began in another context, as that of a fixture may, and ends with it
+            _chosen.reset(before)
 
 
 @contextmanager

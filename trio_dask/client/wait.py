@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from collections.abc import Coroutine, Iterable
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, overload
+
+import trio
 
 from trio_dask.client.call_forms import Done, ForKeys, Timeout, Waiting, awaitable, blocking
 from trio_dask.client.core.key_state import TERMINAL
@@ -26,6 +29,8 @@ class DoneAndNotDone(NamedTuple):
 
 def _wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLETED") -> Waiting[DoneAndNotDone]:
     """Wait until all of these futures are done, or the first is. An error counts as done and is not raised.
+
+    Those of an `AsyncClient` are awaited, under Trio.
 
     Raises:
       TimeoutError: the time was up before.
@@ -57,8 +62,29 @@ def _wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPL
     return ForKeys(engine, states, SettleWaiter(len(states), enough), finish, futures, timeout, refusal)
 
 
-wait = blocking(_wait)
+_wait_blocking = blocking(_wait)
 wait_async = awaitable(_wait)
+
+
+@overload
+def wait(  # pyright: ignore[reportOverlappingOverload] # the second one is for collections, which have no type
+    fs: AsyncFuture | Iterable[AsyncFuture], timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLETED"
+) -> Coroutine[Any, Any, DoneAndNotDone]: ...
+
+
+@overload
+def wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLETED") -> DoneAndNotDone: ...
+
+
+def wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLETED") -> Any:
+    if trio.lowlevel.in_trio_run():
+        futures = futures_given(fs, "wait()")
+        if all(isinstance(future, AsyncFuture) for future in futures):
+            return wait_async(futures, timeout, return_when)
+    return _wait_blocking(fs, timeout, return_when)
+
+
+wait.__doc__ = _wait.__doc__
 
 
 def were_not_done(number: int) -> str:

@@ -127,7 +127,7 @@ class TlsTransport:
         try:
             self._tls.do_handshake()
         except ssl.SSLError as error:
-            return error
+            return error.with_traceback(None)  # whose frames would keep the `SSLObject`, see `_release`
         return None
 
     async def _receive_handshake(self) -> bytes:
@@ -277,6 +277,8 @@ class TlsTransport:
     async def _drain(self) -> None:
         while not self._flush():
             await self._tcp.wait_writable()
+            if self._tcp.fd is None:  # closed meanwhile, and what TLS held is given back
+                raise trio.ClosedResourceError
 
     # ------------------------------------------------------------------------------------------------------- receiving
 
@@ -309,7 +311,13 @@ class TlsTransport:
         return self._result(filled)
 
     def has_input(self) -> bool:
-        return self._end is not None or self._may_have_more or bool(self._tls.pending()) or self._tcp.has_input()
+        return (
+            self._closed
+            or self._end is not None
+            or self._may_have_more
+            or bool(self._tls.pending())
+            or self._tcp.has_input()
+        )
 
     async def _ready(self) -> None:
         """Wait until there may be something to decrypt, or the end."""
@@ -379,8 +387,15 @@ class TlsTransport:
     # --------------------------------------------------------------------------------------------------------- closing
 
     def abort(self) -> None:
-        self._closed = True
+        if not self._closed:
+            self._closed = True
+            self._release()
         self._tcp.abort()
+
+    def _release(self) -> None:
+        """Give back what TLS holds, some 50 KB: the error that has ended this may refer to it for a while."""
+        del self._tls, self._incoming, self._outgoing
+        self._unsent = memoryview(b"")
 
     async def aclose(self) -> None:
         if self._closed:
@@ -390,6 +405,7 @@ class TlsTransport:
         is_loss = self._end is None and self.has_input()
         self._closed = True
         if is_loss:
+            self._release()
             self._tcp.abort()
             await trio.lowlevel.checkpoint()
             return
@@ -398,6 +414,7 @@ class TlsTransport:
                 with trio.move_on_after(_CLOSE_S):
                     await self._say_end()
         finally:
+            self._release()
             await self._tcp.aclose()
 
     async def _say_end(self) -> None:

@@ -5,22 +5,19 @@ The blocking form has a thread of its own, in which the form for Trio runs.
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from inspect import Parameter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Concatenate, Generic, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import trio
 
-from trio_dask.client.call_forms import CallForms, Timeout, described_by, remade
-from trio_dask.client.wait_signals import limit, refuse_in_event_loop, require_trio
+from trio_dask.client.call_forms import CallForms, Timeout
+from trio_dask.client.wait_signals import limit
 from trio_dask.deploy.block import opened
 from trio_dask.deploy.cluster_sizing import check_scale
-from trio_dask.errors import ClusterError, ForkedClientError, TrioDaskError, UsageError
+from trio_dask.errors import ClusterError, ForkedClientError, TrioDaskError
 from trio_dask.html_cards import Logs, card
 from trio_dask.ids import WorkerName, given_name
 from trio_dask.parsing import counted
@@ -36,11 +33,8 @@ if TYPE_CHECKING:
 
 CLOSED = "this cluster is closed"
 
-P = ParamSpec("P")
 R = TypeVar("R")
 A = TypeVar("A", bound="AsyncCluster")
-Plan = TypeVar("Plan")
-Form = TypeVar("Form", bound=Callable[..., Any])
 
 
 class ReadableCluster(CallForms):
@@ -277,83 +271,6 @@ class AsyncCluster(ReadableCluster):
 
 def _oldest_first(lines: Sequence[tuple[str, str]]) -> str:
     return "\n".join(text for _, text in reversed(lines))
-
-
-def _described(form: Form, definition: Callable[..., Any], name: str, result: str, *around: Parameter) -> Form:
-    """Give a form its definition's docstring and signature; its first and last parameters may be its own."""
-    described = cast("Any", form)
-    described.__name__, described.__qualname__, described.__doc__ = name.rpartition(".")[2], name, definition.__doc__
-    parameters = [*around[:1], *inspect.signature(definition).parameters.values(), *around[1:]]
-    described.__signature__ = inspect.Signature(parameters, return_annotation=result)
-    return form
-
-
-def for_trio(
-    definition: Callable[P, Plan], make: Callable[[Plan], A], name: str, blocking: str
-) -> Callable[P, AbstractAsyncContextManager[A]]:
-    """The form for Trio: takes the definition's arguments, and opens the cluster that `make` makes of its plan."""
-
-    def call(*args: P.args, **kwargs: P.kwargs) -> AbstractAsyncContextManager[A]:
-        require_trio(name, blocking)
-        return opened(make(definition(*args, **kwargs)))
-
-    result = f"AbstractAsyncContextManager[{getattr(make, '__name__', 'AsyncCluster')}]"
-    return _described(call, definition, name, result)
-
-
-def takes_arguments_of(
-    definition: Callable[P, Plan], *, name: str, for_trio: str, ignored: frozenset[str] = frozenset()
-) -> Callable[[Callable[[Any, Plan], None]], Callable[Concatenate[Any, P], None]]:
-    """A decorator for `__init__`: takes the definition's arguments, and ignores some of distributed's."""
-    parameters = inspect.signature(definition).parameters
-    takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values())
-
-    def decorate(start: Callable[[Any, Plan], None]) -> Callable[Concatenate[Any, P], None]:
-        def call(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> None:
-            if kwargs.pop("asynchronous", None):
-                raise UsageError(f"{name} blocks; use {for_trio} in a Trio program")
-            for argument in sorted(kwargs.keys() - parameters.keys()):
-                if argument in ignored:
-                    del kwargs[argument]
-                elif not takes_all:
-                    raise TypeError(f"{name}() got an unexpected argument {argument!r}")
-            refuse_in_event_loop(f"{name}()")
-            start(self, definition(*args, **kwargs))
-
-        own = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
-        foreign = [] if takes_all else [Parameter("foreign", Parameter.VAR_KEYWORD, annotation="Any")]
-        return _described(call, definition, f"{name}.__init__", "None", own, *foreign)
-
-    return decorate
-
-
-def awaited_in_loop(
-    method: Callable[Concatenate[A, P], Awaitable[R]],
-) -> Callable[Concatenate[Any, P], R]:
-    """The form of an async method that blocks."""
-    form: Callable[Concatenate[Any, P], R] = _form(method, trio.from_thread.run)
-    return form
-
-
-def called_in_loop(
-    method: Callable[Concatenate[A, P], R],
-) -> Callable[Concatenate[Any, P], R]:
-    """The form of a method for other threads than that of the cluster's loop."""
-    form: Callable[Concatenate[Any, P], R] = _form(method, trio.from_thread.run_sync)
-    return form
-
-
-def _form(method: Callable[..., Any], run: Callable[..., Any]) -> Any:
-    def make(name: str) -> Callable[..., Any]:
-        def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-            def act(cluster: AsyncCluster) -> Any:
-                return method(cluster, *args, **kwargs)
-
-            return self._run_in_loop(run, act)
-
-        return described_by(method, call, name)
-
-    return remade(make, method.__name__)
 
 
 class BlockingCluster(ReadableCluster, Generic[A]):

@@ -13,16 +13,8 @@ from typing import Any, NamedTuple, cast
 import trio
 
 from trio_dask.deploy.adaptive_policy import Size
-from trio_dask.deploy.cluster import (
-    CLOSED,
-    AsyncCluster,
-    BlockingCluster,
-    ReadableCluster,
-    awaited_in_loop,
-    called_in_loop,
-    for_trio,
-    takes_arguments_of,
-)
+from trio_dask.deploy.cluster import CLOSED, AsyncCluster, BlockingCluster, ReadableCluster
+from trio_dask.deploy.cluster_forms import awaited_in_loop, called_in_loop, for_trio, takes_arguments_of
 from trio_dask.deploy.cluster_members import Member, Members
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, plan, workers_for
 from trio_dask.deploy.embedded import Scheduler, Worker
@@ -194,7 +186,7 @@ class AsyncLocalCluster(_Described, AsyncCluster):
             raise self.failure
 
 
-open_local_cluster = for_trio(plan, AsyncLocalCluster, "open_local_cluster", "LocalCluster")
+open_local_cluster = for_trio(plan, AsyncLocalCluster, "open_local_cluster", "LocalCluster", IGNORED)
 
 
 class LocalCluster(_Described, BlockingCluster[AsyncLocalCluster]):

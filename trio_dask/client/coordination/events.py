@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trio_dask.client.call_forms import Timeout, Waiting, awaitable, blocking
+from trio_dask.client.call_forms import Timeout, Waiting, awaitable_in_trio, blocking
 from trio_dask.client.coordination.requests import ForAnswer, Primitive, answered, ask, returning
 
 
@@ -13,8 +13,12 @@ class BaseEvent(Primitive):
 
 
 def _wait(event: BaseEvent, timeout: Timeout = None) -> Waiting[bool]:
-    """Wait until the event is set; False if it was not set in time. A task frees its slot meanwhile."""
-    return ForAnswer(event, "wait", (), answered, timeout, returning(False), frees_slot=True)
+    """Wait until the event is set; False if it was not set in time.
+
+    A task keeps its slot meanwhile, as with distributed, so what sets the event must not wait for that slot; a task
+    that calls `secede()` before gives it to others.
+    """
+    return ForAnswer(event, "wait", (), answered, timeout, returning(False))
 
 
 def _set(event: BaseEvent) -> Waiting[None]:
@@ -52,7 +56,7 @@ class Event(BaseEvent):
 class AsyncEvent(BaseEvent):
     """The same for Trio: `await AsyncEvent("data is there", client).wait()`."""
 
-    wait = awaitable(_wait)
-    set = awaitable(_set)
-    clear = awaitable(_clear)
-    is_set = awaitable(_is_set)
+    wait = awaitable_in_trio(_wait)
+    set = awaitable_in_trio(_set)
+    clear = awaitable_in_trio(_clear)
+    is_set = awaitable_in_trio(_is_set)

@@ -99,7 +99,7 @@ class ForLease:
 
     def _new_waiter(self, signal: Signal) -> tuple[Engine, Place, LeaseWaiter]:
         leased = self.leased
-        return leased.client.engine, Place(leased.KIND, leased.name, self.arguments), LeaseWaiter(signal.set)
+        return leased.engine, Place(leased.KIND, leased.name_sent, self.arguments), LeaseWaiter(signal.set)
 
     def _result(self, engine: Engine, place: Place, waiter: LeaseWaiter, is_in_time: bool) -> bool:
         if not is_in_time:

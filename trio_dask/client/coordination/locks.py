@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trio_dask.client.call_forms import Timeout, Waiting, awaitable, blocking
+from trio_dask.client.call_forms import Timeout, Waiting, awaitable_in_trio, blocking
 from trio_dask.client.coordination.leases import BlockingBlock, Leased, for_lease, release
 from trio_dask.client.coordination.requests import ForAnswer, wants_at_once
 
@@ -54,9 +54,9 @@ class Lock(BlockingBlock, BaseLock):
     locked = blocking(_locked)
 
 
-class AsyncLock(BaseLock):
+class AsyncLock(BlockingBlock, BaseLock):
     """The same for Trio: `async with AsyncLock("the file", client)`, or `await lock.acquire(timeout=5)`."""
 
-    acquire = awaitable(_acquire)
-    release = awaitable(release)
-    locked = awaitable(_locked)
+    acquire = awaitable_in_trio(_acquire)
+    release = awaitable_in_trio(release)
+    locked = awaitable_in_trio(_locked)

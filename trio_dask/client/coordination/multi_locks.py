@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from trio_dask.client.call_forms import Done, Timeout, Waiting, awaitable, blocking
+from trio_dask.client.call_forms import Done, Timeout, Waiting, awaitable_in_trio, blocking
 from trio_dask.client.coordination.leases import BlockingBlock, Leased, release
 from trio_dask.client.coordination.requests import ForAnswer, RequestId, returning, wants_at_once
 from trio_dask.client.task_options import whole_number
@@ -84,9 +84,9 @@ class MultiLock(BlockingBlock, BaseMultiLock):
     locked = blocking(_locked)
 
 
-class AsyncMultiLock(BaseMultiLock):
+class AsyncMultiLock(BlockingBlock, BaseMultiLock):
     """The same for Trio: `async with AsyncMultiLock(["left", "right"], client)`."""
 
-    acquire = awaitable(_acquire)
-    release = awaitable(release)
-    locked = awaitable(_locked)
+    acquire = awaitable_in_trio(_acquire)
+    release = awaitable_in_trio(release)
+    locked = awaitable_in_trio(_locked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trio_dask.client.call_forms import Timeout, Waiting, awaitable, blocking
+from trio_dask.client.call_forms import Timeout, Waiting, awaitable_in_trio, blocking
 from trio_dask.client.coordination.requests import ForAnswer, Primitive, RequestId, ask, too_late, wants_at_once
 from trio_dask.client.coordination.values import Item, item_for, put_back, values_of
 from trio_dask.client.task_options import whole_number
@@ -111,7 +111,7 @@ class Queue(BaseQueue):
 class AsyncQueue(BaseQueue):
     """The same for Trio: `await AsyncQueue("results", client).get()`."""
 
-    put = awaitable(_put)
-    get = awaitable(_get)
-    qsize = awaitable(_qsize)
-    close = awaitable(_close)
+    put = awaitable_in_trio(_put)
+    get = awaitable_in_trio(_get)
+    qsize = awaitable_in_trio(_qsize)
+    close = awaitable_in_trio(_close)

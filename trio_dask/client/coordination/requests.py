@@ -16,7 +16,7 @@ import trio
 
 from trio_dask.client.call_forms import CallForms, Timeout
 from trio_dask.client.core.key_state import Ended
-from trio_dask.client.default_clients import usable
+from trio_dask.client.default_clients import NO_CLIENT, usable
 from trio_dask.client.engine import Engine
 from trio_dask.client.wait_signals import Signal, ThreadSignal, TrioSignal, as_seconds, limit
 from trio_dask.errors import FutureCancelledError, ProtocolError, SchedulerLost, UsageError
@@ -26,6 +26,9 @@ from trio_dask.protocol.messages import Coordinate, EndRequest
 from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 
 R = TypeVar("R")
+
+_NOT_TEXT: Final = "\0"
+"""The texts that stand for names of other types begin with it."""
 
 AT_ONCE: Final = 0.0
 """A timeout for what must not wait for other clients."""
@@ -43,29 +46,64 @@ class Primitive(CallForms):
 
     KIND: ClassVar[str]
 
-    def __init__(self, name: str | None = None, client: Any = None) -> None:
-        if name is None:
-            name = f"{self.KIND}-{new_incarnation()}"
-        elif not isinstance(name, str) or len(name) > MAX_KEY_LENGTH:
-            raise UsageError(
-                f"the name of a {self.KIND} is a text of at most {MAX_KEY_LENGTH} characters: {name!r:.60}"
-            )
-        self.name = name
+    def __init__(self, name: Any = None, client: Any = None) -> None:
+        self.name: Any = f"{self.KIND}-{new_incarnation()}" if name is None else name
+        self.name_sent = _name_to_send(self.name, self.KIND)
+        """The text by which the scheduler knows it."""
         self._client = client
 
     @property
     def client(self) -> Any:
-        """The client that the next call will use."""
+        """The client that the next call will use; None if there is none."""
         if self._client is not None:
             return self._client
         assert hooks.find_client is not None, "trio_dask sets it"
-        return usable(hooks.find_client(None, None))
+        try:
+            return usable(hooks.find_client(None, None))
+        except ValueError:
+            return None
+
+    @property
+    def engine(self) -> Engine:
+        """That of the client.
+
+        Raises:
+          RuntimeError: there is no client.
+          ForkedClientError: there is one, of the process that this one was forked from.
+        """
+        client = self.client
+        if client is None:
+            raise RuntimeError(f"{self!r}: {NO_CLIENT}")
+        engine: Engine = client.engine
+        return engine
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.name,)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
+
+
+def _name_to_send(name: Any, kind: str) -> str:
+    """The text that stands for a name; two names have the same text only if they are equal, and of one type."""
+    text = name if isinstance(name, str) and not name.startswith(_NOT_TEXT) else f"{_NOT_TEXT}{name!r}"
+    if not _is_plain(name) or len(text) > MAX_KEY_LENGTH:
+        raise UsageError(
+            f"the name of {_with_article(kind)} is a text, bytes, a number, or a list or tuple of these, of at most "
+            f"{MAX_KEY_LENGTH} characters: {name!r:.60}"
+        )
+    return text
+
+
+def _is_plain(name: Any) -> bool:
+    """Whether this is written in the same way by all programs."""
+    if type(name) in (list, tuple):
+        return all(map(_is_plain, name))
+    return isinstance(name, str) or type(name) in (bytes, int, float, bool)
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 class RequestId(NamedTuple):
@@ -141,7 +179,7 @@ class ForAnswer(Generic[R]):
     engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
-        self.engine = self.primitive.client.engine
+        self.engine = self.primitive.engine
 
     def block(self) -> R:
         seconds = as_seconds(self.timeout)
@@ -190,7 +228,7 @@ class ForAnswer(Generic[R]):
 
     def _send(self, reply: _Reply) -> None:
         primitive = self.primitive
-        kind, name, operation, arguments = primitive.KIND, primitive.name, self.operation, self.arguments
+        kind, name, operation, arguments = primitive.KIND, primitive.name_sent, self.operation, self.arguments
 
         def make(number: int) -> Coordinate:
             # Here, since an interrupt may come before `post` returns: then what was sent must be ended.

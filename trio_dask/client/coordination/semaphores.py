@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trio_dask.client.call_forms import Timeout, Waiting, awaitable, blocking
+from trio_dask.client.call_forms import Done, Timeout, Waiting, awaitable_in_trio, blocking
 from trio_dask.client.coordination.leases import BlockingBlock, Leased, for_lease, release
 from trio_dask.client.coordination.requests import ask, wants_at_once
 from trio_dask.client.task_options import whole_number
@@ -42,6 +42,15 @@ def _acquire(semaphore: BaseSemaphore, timeout: Timeout = None) -> Waiting[bool]
     return for_lease(semaphore, at_once, (semaphore.max_leases,), timeout)
 
 
+def _release(semaphore: BaseSemaphore) -> Waiting[bool]:
+    """Let the next one have the lease that this object acquired first, and still holds. Always True.
+
+    Raises `RuntimeError` if it holds none.
+    """
+    release(semaphore)
+    return Done(True)
+
+
 def _get_value(semaphore: BaseSemaphore) -> Waiting[int]:
     """How many leases are held."""
     return ask(semaphore, "count")
@@ -67,15 +76,15 @@ class Semaphore(BlockingBlock, BaseSemaphore):
     """
 
     acquire = blocking(_acquire)
-    release = blocking(release)
+    release = blocking(_release)
     get_value = blocking(_get_value)
     close = blocking(_close)
 
 
-class AsyncSemaphore(BaseSemaphore):
+class AsyncSemaphore(BlockingBlock, BaseSemaphore):
     """The same for Trio: `async with AsyncSemaphore(2, "the database", client)`."""
 
-    acquire = awaitable(_acquire)
-    release = awaitable(release)
-    get_value = awaitable(_get_value)
-    close = awaitable(_close)
+    acquire = awaitable_in_trio(_acquire)
+    release = awaitable_in_trio(_release)
+    get_value = awaitable_in_trio(_get_value)
+    close = awaitable_in_trio(_close)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, TypeAlias
 
 from trio_dask.client.coordination.requests import RequestId
-from trio_dask.client.nested_futures import all_futures_in
+from trio_dask.client.nested_futures import futures_found
 from trio_dask.errors import UsageError
 from trio_dask.protocol.messages import Coordinate, EndRequest
 from trio_dask.protocol.pickling import dump_value
@@ -17,7 +17,14 @@ LARGEST_VALUE_BYTES: Final = 16 * 2**20
 
 
 def item_for(value: Any, *, place: str = "a queue or variable") -> Item:
-    """This value as it travels. Raises `UsageError` if it is too large, and `SerializationError`."""
+    """This value as it travels.
+
+    Raises:
+      FutureCancelledError: a future in it was cancelled, or lost with its scheduler.
+      SerializationError: it cannot be pickled.
+      UsageError: it is too large.
+    """
+    keys = tuple([future.key for future in futures_found(value)])
     frames = tuple([bytes(frame) for frame in dump_value(value)])
     nbytes = sum(map(len, frames))
     if nbytes > LARGEST_VALUE_BYTES:
@@ -25,7 +32,7 @@ def item_for(value: Any, *, place: str = "a queue or variable") -> Item:
             f"a value of {nbytes / 2**20:.0f} MiB is too large for {place}, whose limit is "
             f"{LARGEST_VALUE_BYTES >> 20} MiB: scatter it, and pass on the future"
         )
-    return frames, tuple([future.key for future in all_futures_in(value)])
+    return frames, keys
 
 
 def values_of(request: RequestId, items: tuple[Item, ...]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trio_dask.client.call_forms import Timeout, Waiting, awaitable, blocking
+from trio_dask.client.call_forms import Timeout, Waiting, awaitable_in_trio, blocking
 from trio_dask.client.coordination.requests import (
     ForAnswer,
     Primitive,
@@ -81,6 +81,6 @@ class Variable(BaseVariable):
 class AsyncVariable(BaseVariable):
     """The same for Trio: `await AsyncVariable("stop", client).get()`."""
 
-    set = awaitable(_set)
-    get = awaitable(_get)
-    delete = awaitable(_delete)
+    set = awaitable_in_trio(_set)
+    get = awaitable_in_trio(_get)
+    delete = awaitable_in_trio(_delete)

@@ -16,15 +16,8 @@ import trio
 from trio_dask.comm.joining import forget_cluster, remember_cluster
 from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, Key, Option, Reader, declarations
 from trio_dask.configuration import configured, load
-from trio_dask.deploy.cluster import (
-    CLOSED,
-    AsyncCluster,
-    BlockingCluster,
-    awaited_in_loop,
-    called_in_loop,
-    for_trio,
-    takes_arguments_of,
-)
+from trio_dask.deploy.cluster import CLOSED, AsyncCluster, BlockingCluster
+from trio_dask.deploy.cluster_forms import awaited_in_loop, called_in_loop, for_trio, takes_arguments_of
 from trio_dask.deploy.cluster_sizing import check_scale
 from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, parse_line
 from trio_dask.deploy.ssh.launch import open_logins
@@ -367,7 +360,7 @@ class AsyncSSHCluster(AsyncCluster):
             self._ended.set()
 
 
-open_ssh_cluster = for_trio(plan_ssh, AsyncSSHCluster, "open_ssh_cluster", "SSHCluster")
+open_ssh_cluster = for_trio(plan_ssh, AsyncSSHCluster, "open_ssh_cluster", "SSHCluster", IGNORED)
 
 
 class SSHCluster(BlockingCluster[AsyncSSHCluster]):

@@ -61,25 +61,33 @@ def _from_backlogs(state: State, thief: Worker) -> bool:
     taken = False
     for victim in list(islice(state.index.overloaded, EXAMINED)):
         backlog = victim.backlog
-        while len(thief.processing) < thief.slots and (task := backlog.first()) is not None:
+        while _wants_more(state, thief) and (task := backlog.first()) is not None:
             if moving_s(state, task, thief) > waiting_s(victim) - expected_s(task) / max(victim.slots, 1):
                 break
             backlog.take()
             assign(state, task, thief, 0)
             taken = True
         taken = _from_queues_of(state, victim, thief) or taken
-        if not state.index.has_room(thief) or len(thief.processing) >= thief.slots:
+        if not _wants_more(state, thief):
             break
     if taken:
         state.index.update(thief)
     return taken
 
 
+def _wants_more(state: State, thief: Worker) -> bool:
+    """Whether a worker has a free slot, or so little to do that it would have one again soon."""
+    slots = thief.slots
+    if len(thief.processing) < slots:
+        return True
+    return thief.occupancy_s < state.settings.ahead_s * slots and state.index.has_room(thief)
+
+
 def _from_queues_of(state: State, victim: Worker, thief: Worker) -> bool:
     """Take tasks that wait for the victim by name, and may run on other workers as well."""
     taken = False
     for queue in islice(victim.queues, EXAMINED):
-        while len(thief.processing) < thief.slots and (task := queue.tasks.first()) is not None:
+        while _wants_more(state, thief) and (task := queue.tasks.first()) is not None:
             options = task.options
             if not options.allow_other_workers or options.resources:
                 break
