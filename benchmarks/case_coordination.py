@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 
-from . import work
-from .model import Case, Context, Kind, Metric, below
+from . import relay_alone, work
+from .model import Case, Context, Kind, Metric, absolute, at_most_of, below
 from .rivals.base import WORKERS
 
 TASKS = 4
@@ -67,14 +67,29 @@ def pass_values(context: Context) -> dict[str, float]:
     return {"per_value": (max(ends) - began) / (WORKERS * count), "round_trip": statistics.median(times)}
 
 
+def pass_a_byte(context: Context) -> dict[str, float]:
+    """What two processes take for it through a third one, with nothing of ours."""
+    return relay_alone.figures(context.sizes.latency_calls * 10)
+
+
 CASES = (
     Case(
         "locks",
         "tasks that hold one lock in turn",
         share_lock,
         (
-            Metric("spread", "lock, 4 tasks on 2 workers, per hand-over", Kind.TIME, (below("distributed"),)),
-            Metric("one_worker", "lock, 4 tasks on one worker, per hand-over", Kind.TIME, (below("distributed"),)),
+            Metric(
+                "spread",
+                "lock, 4 tasks on 2 workers, per hand-over",
+                Kind.TIME,
+                (absolute(60e-6, "at most 60 µs"), at_most_of("distributed", 10)),
+            ),
+            Metric(
+                "one_worker",
+                "lock, 4 tasks on one worker, per hand-over",
+                Kind.TIME,
+                (absolute(60e-6, "at most 60 µs"),),
+            ),
             Metric("across", "lock, 2 tasks on 2 workers, per hand-over", Kind.TIME, (below("distributed"),)),
             Metric("longest_wait", "lock, 4 tasks on 2 workers, longest wait", Kind.TIME),
             Metric("least_share", "lock, 4 tasks on 2 workers, least share of a fair one", Kind.PERCENT),
@@ -90,5 +105,16 @@ CASES = (
             Metric("round_trip", "queue, there and back between workers, median", Kind.TIME, (below("distributed"),)),
         ),
         cluster=False,
+    ),
+    Case(
+        "relay-alone",
+        "a byte that goes back and forth between two processes, through a third one",
+        pass_a_byte,
+        (
+            Metric("loop", "bare byte through a relay, from loop to loop", Kind.TIME),
+            Metric("thread", "bare byte through a relay, from thread to thread", Kind.TIME),
+        ),
+        cluster=False,
+        only_ours=True,
     ),
 )

@@ -1,14 +1,16 @@
-"""A bare hand-over between two processes through a third, over loopback: `python -m benchmarks.relay_alone`.
+"""What a hand-over between two processes takes at the least, over loopback, with nothing of ours: a byte and a relay.
 
-What a lock that goes from one worker to another costs at the least: a byte goes from one process to a relay, which
-passes it on to the other one, and so on back and forth. Each process is a Trio loop and does nothing else; with
-`--threads`, each end wakes another thread for each byte, as a worker wakes the thread of a task.
+The byte goes from one process to the relay, which passes it on to the other process, and so on, back and forth. Each of
+the three is a Trio loop that does nothing else, with `TCP_NODELAY`. With threads, the loops of both ends wake a thread
+for each byte, which sends the next one, as a worker wakes the thread of a task.
+
+`python -m benchmarks.relay_alone PORT COUNT KIND` is one end; it prints the median time from byte to byte.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
+import os
 import socket
 import statistics
 import subprocess
@@ -18,6 +20,8 @@ import time
 from contextlib import suppress
 
 import trio
+
+from .programs import environment
 
 
 async def relay(ends: list[socket.socket]) -> None:
@@ -31,31 +35,28 @@ async def relay(ends: list[socket.socket]) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pass_on, first, second)
         nursery.start_soon(pass_on, second, first)
+        await first.send_all(b"x")
 
 
-async def in_loop(end: socket.socket, count: int, *, begins: bool) -> list[float]:
-    """When each byte came here."""
+async def in_loop(end: socket.socket, count: int) -> list[float]:
+    """When each byte came."""
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(end))
-    if begins:
-        await stream.send_all(b"x")
     times: list[float] = []
     for _ in range(count):
-        assert await stream.receive_some(1) == b"x"
+        await stream.receive_some(1)
         times.append(time.perf_counter())
         await stream.send_all(b"x")
     return times
 
 
-async def in_threads(end: socket.socket, count: int, *, begins: bool) -> list[float]:
-    """The same; the loop receives and wakes a thread, which sends."""
+async def in_thread(end: socket.socket, count: int) -> list[float]:
+    """The same, where a thread sends."""
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(end))
     came = threading.Lock()
     came.acquire()
     times: list[float] = []
 
     def answer() -> None:
-        if begins:
-            end.send(b"x")
         for _ in range(count):
             came.acquire()
             times.append(time.perf_counter())
@@ -64,48 +65,38 @@ async def in_threads(end: socket.socket, count: int, *, begins: bool) -> list[fl
     thread = threading.Thread(target=answer)
     thread.start()
     for _ in range(count):
-        assert await stream.receive_some(1) == b"x"
+        await stream.receive_some(1)
         came.release()
     thread.join()
     return times
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.relay_alone", description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000)
-    parser.add_argument("--threads", action="store_true")
-    parser.add_argument("--end", choices=("first", "second"), help=argparse.SUPPRESS)
-    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.end is None:
+KINDS = {"loop": in_loop, "thread": in_thread}
+
+
+def figures(count: int) -> dict[str, float]:
+    """For each kind of ends, the median time of a hand-over, which is half of that between two bytes at one end."""
+    found: dict[str, float] = {}
+    for kind in KINDS:
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-            more = ["--threads"] if options.threads else []
-            command = [
-                sys.executable,
-                "-m",
-                "benchmarks.relay_alone",
-                "--port",
-                str(port),
-                "--count",
-                str(options.count),
-            ]
-            ends = [subprocess.Popen([*command, *more, "--end", name]) for name in ("first", "second")]
+            command = [sys.executable, "-m", "benchmarks.relay_alone", str(port), str(count), kind]
+            ends = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) for _ in range(2)]
             connections = [server.accept()[0] for _ in ends]
-            for connection in connections:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            trio.run(relay, connections)
-            for end in ends:
-                end.wait()
-        return
-    connection = socket.create_connection(("127.0.0.1", options.port))
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    begins = options.end == "first"
-    measure = in_threads if options.threads else in_loop
-    times = trio.run(lambda: measure(connection, options.count, begins=begins))
-    if begins:
-        tenths = statistics.quantiles([(later - time) / 2 * 1e6 for time, later in itertools.pairwise(times)], n=10)
-        print(f"{tenths[4]:.0f} µs for each hand-over, half of a round trip; a tenth of them within {tenths[0]:.0f} µs")
+        for connection in connections:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        trio.run(relay, connections)
+        found[kind] = statistics.mean(float(end.communicate()[0]) for end in ends) / 2
+    return found
+
+
+def main() -> None:
+    port, count, kind = sys.argv[1:]
+    with socket.create_connection(("127.0.0.1", int(port))) as end:
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        times = trio.run(KINDS[kind], end, int(count))
+        print(statistics.median(later - earlier for earlier, later in itertools.pairwise(times)), flush=True)
+        os._exit(0)  # the socket belongs to the loop that has ended
 
 
 if __name__ == "__main__":

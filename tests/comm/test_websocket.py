@@ -5,12 +5,15 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from trio_websocket import wrap_server_stream
 
 from tests.comm.kit import background, pair_of, read_to_end, tcp_pair, until, websocket_pair
+from trio_dask.comm import websocket
 from trio_dask.comm.tcp import TcpTransport
 from trio_dask.comm.transport import ConnectionLost, Transport
 from trio_dask.comm.websocket import MESSAGE_BYTES, WebSocketTransport, agree_as_client, agree_as_server
@@ -169,6 +172,25 @@ async def test_what_is_no_websocket_is_refused(bare: Ends, said: bytes) -> None:
     tcp.try_send(said)
     with pytest.raises(ProtocolError, match="not a websocket peer"):
         await server.receive_some()
+
+
+async def test_whoever_has_not_spoken_yet_costs_no_parser(bare: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that is stuck in its TLS handshake."""
+    tcp, server = bare
+    made = []
+
+    async def make(*given: Any, **options: Any) -> Any:
+        made.append(1)
+        return await wrap_server_stream(*given, **options)
+
+    monkeypatch.setattr(websocket, "wrap_server_stream", make)
+    async with background(partial(read_to_end, server)) as nursery:
+        await trio.testing.wait_all_tasks_blocked()
+        assert not made
+        await tcp.send_all(ASK)
+        await read_agreement(tcp)
+        assert made
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("origin", [b"http://evil.example", b"http://here", b"null", b"\xff" * 200])

@@ -139,7 +139,9 @@ def test_a_killed_launcher_leaves_nothing(server: Sshd, client: str, tmp_path: P
             before = set(processes_of(run))
             started = user.submit(os.system, f"setsid {command} &")
             assert started.result() == 0
+            busy = [user.submit(time.sleep, 600, pure=False) for _ in range(4)]
             until(lambda: set(processes_of(run)) - before and sign.stat().st_mtime > time.time() - 0.1, what="a sign")
+            assert all(future.status == "pending" for future in busy)
         here = children(running.process.pid)
         assert client == "asyncssh" or here
         killed_at = time.time()

@@ -155,7 +155,7 @@ def test_a_private_key_that_cannot_be_used_is_named_before_anybody_logs_in(
     assert told in refused(server, client, key)
     with program("-m", "trio_dask", "ssh", *server.hosts(1), "--ssh-private-key", str(key), "--dry-run") as running:
         assert running.end() == 4
-    assert running.errors == [f"python -m trio_dask ssh: {told}"]
+    assert running.errors == [f"python -m trio_dask ssh: --ssh-private-key: {told}"]
 
 
 def test_a_damaged_private_key_is_named(server: Sshd, client: str, tmp_path: Path) -> None:

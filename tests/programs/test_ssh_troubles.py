@@ -245,6 +245,16 @@ def test_what_asyncssh_does_not_know_openssh_does(
         assert "Permission denied (publickey,keyboard-interactive)" in running.errors[-1]
 
 
+def test_what_a_host_says_does_nothing_to_a_terminal(server: Sshd, client: str, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nprintf '\\033]0;mine\\007no \\033[31mmodule\\n' >&2\nexit 1\n")
+    python.chmod(0o755)
+    with launcher(server, *server.hosts(1), ssh_client=client, output="all", remote_python=str(python)) as running:
+        assert running.end() == 4
+    assert r"python: \x1b]0;mine\x07no \x1b[31mmodule; give --remote-python" in running.errors[-1]
+    assert "\x1b" not in running.text
+
+
 def test_a_jump_leads_to_a_host_and_its_port_is_configured(server: Sshd, client: str, tmp_path: Path) -> None:
     # The `ssh` that the other one starts for the jump would read the configuration of the real user.
     jump = (

@@ -162,7 +162,10 @@ def _settings(context: click.Context) -> LauncherSettings:
         output="quiet" if options["quiet"] else "all" if verbose else "warnings",
     )
     if settings.ssh_private_key is not None:
-        check_private_key(settings.ssh_private_key)
+        try:
+            check_private_key(settings.ssh_private_key)
+        except UnavailableError as error:
+            raise UnavailableError(f"--ssh-private-key: {error}") from error
     if settings.ssh_config is not None and not os.path.isfile(os.path.expanduser(settings.ssh_config)):
         raise UnavailableError(f"--ssh-config: there is no file {settings.ssh_config!a}")
     _check_worker_options(settings.worker_options)

@@ -76,6 +76,11 @@ class _Stream(trio.abc.Stream):
         """Whether trio-websocket waits for more; then all that it had was received."""
         self._reading = trio.CancelScope()
         self._is_closing = self._is_closed = False
+        self._first = b""
+
+    async def wait_spoken(self) -> None:
+        """Wait for the first bytes, which the next receive gives."""
+        self._first = await self.receive_some()
 
     def allow(self, size: int) -> None:
         """Let the next read take up to `size` bytes; 0 lets none begin."""
@@ -88,6 +93,10 @@ class _Stream(trio.abc.Stream):
         self._is_closing = True
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if self._first:
+            await trio.lowlevel.checkpoint()
+            data, self._first = self._first, b""
+            return data
         data = b""
         self.is_read = True
         try:
@@ -345,6 +354,7 @@ async def agree_as_server(nursery: trio.Nursery, stream: _Stream) -> WebSocketCo
     A browser names the origin of the page in every handshake, and no page can prevent that; callers of ours name none.
     Which one it is plays no part: a page may have a name that leads here. Raises `ProtocolError`.
     """
+    await stream.wait_spoken()  # one that is stuck in its TLS handshake costs no task and no parser
     request = await wrap_server_stream(nursery, stream, **_OPTIONS)
     origin = next((value for name, value in request.headers if name.lower() == b"origin"), None)
     if origin is None:

@@ -8,7 +8,7 @@ import pytest
 
 from trio_dask import SSHCluster
 from trio_dask.deploy.ssh.cluster import plan_ssh
-from trio_dask.errors import UsageError
+from trio_dask.errors import UnavailableError, UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +68,11 @@ def test_options_of_workers_are_checked_before_anybody_logs_in(options: dict[str
 def test_options_of_connections_are_checked_before_anybody_logs_in(options: Any, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
         plan_ssh(["a", "b"], options)
+
+
+def test_a_private_key_that_is_not_there_is_told_before_anybody_logs_in() -> None:
+    with pytest.raises(UnavailableError, match="cannot read the private key /no/such/key"):
+        SSHCluster(["a"], ssh_private_key="/no/such/key")
 
 
 def test_a_tunnel_needs_a_host_that_is_logged_in_to() -> None:

@@ -20,6 +20,7 @@ from trio_dask.deploy.cluster import CLOSED, AsyncCluster, BlockingCluster
 from trio_dask.deploy.cluster_forms import awaited_in_loop, called_in_loop, for_trio, takes_arguments_of
 from trio_dask.deploy.cluster_sizing import check_scale
 from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, parse_line
+from trio_dask.deploy.ssh.key_files import check_private_key
 from trio_dask.deploy.ssh.launch import open_logins
 from trio_dask.deploy.ssh.launched_host import Host
 from trio_dask.deploy.ssh.launcher import Launcher
@@ -91,6 +92,7 @@ def plan_ssh(
 
     Raises:
       UsageError: an argument makes no sense.
+      UnavailableError: the file of the private key cannot be used.
       HostError: a host failed; the message names the step, the cause, and what to try.
       NoScheduler: the scheduler was lost: then a block under Trio is cancelled.
     """
@@ -124,6 +126,8 @@ def _check_plan(settings: LauncherSettings) -> None:
     """Refuse settings that no worker could start with, before anybody logs in anywhere."""
     try:
         check_settings(settings)
+        if settings.ssh_private_key is not None:
+            check_private_key(settings.ssh_private_key)
     except (TypeError, AttributeError) as error:  # a value of another kind than the setting has
         raise UsageError(f"an option has a value of a wrong kind: {error}") from error
 
@@ -370,6 +374,7 @@ class SSHCluster(BlockingCluster[AsyncSSHCluster]):
 
     Raises:
       UsageError: an argument makes no sense.
+      UnavailableError: the file of the private key cannot be used.
       HostError: a host failed; the message names the step, the cause, and what to try.
     """
 

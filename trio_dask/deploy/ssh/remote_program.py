@@ -6,6 +6,7 @@ start ─► greeting ─► checked ─► prepare ─► order ─► reports 
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import sys
 from collections import deque
@@ -29,6 +30,7 @@ DRAIN_S = 0.5
 START_S = 60.0
 PROBE_S = 5.0
 LAST_LINES = 20
+CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 log = logging.getLogger("trio_dask.ssh")
 foreign = logging.getLogger("trio_dask.ssh.output")
@@ -193,7 +195,7 @@ class RemoteProgram:
     def _remember(self, line: bytes) -> None:
         record = read_record(line)
         if record is None:
-            text = line.decode(errors="backslashreplace").rstrip("\r")
+            text = _harmless(line.decode(errors="backslashreplace").rstrip("\r"))
             record = foreign.makeRecord(foreign.name, logging.INFO, __file__, 0, "%s", (text,), None)
         origin = getattr(record, "origin", "")
         record.origin = f"{self._place} {origin}".strip()
@@ -205,7 +207,7 @@ class RemoteProgram:
 
     def _words(self, status: int) -> str:
         if "failure" in self._failure:
-            return str(self._failure["failure"])
+            return _harmless(str(self._failure["failure"]))
         said = f": {self._tail[-1]}" if self._tail and status else ""
         return f"it {describe_status(status)}{said}"
 
@@ -267,6 +269,11 @@ class RemoteProgram:
                         found += data
         lines = found.decode(errors="replace").splitlines()
         return next((line.strip() for line in lines if line.startswith("Python ")), "")
+
+
+def _harmless(text: str) -> str:
+    """What a host says, without characters on which a terminal would act."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _minor(python: str) -> list[str]:
