@@ -12,7 +12,7 @@ import pytest
 
 import trio_dask
 from tests.client.cluster import MiniCluster, open_client
-from trio_dask import AsyncClient, Client, Future, LocalCluster, as_completed, unsupported_names
+from trio_dask import Client, Future, LocalCluster, as_completed, unsupported_names
 
 PAGE = Path(__file__).parents[1] / unsupported_names.PAGE
 NAMES = json.loads((Path(__file__).parent / "distributed_names.json").read_text())
@@ -78,12 +78,6 @@ def test_what_is_missing_says_why_and_where_more_is_written_and_does_not_exist()
                 "sync",
                 "module 'trio_dask' has no attribute 'sync', which distributed has: there is no asyncio",
             ),
-            (
-                client,
-                "amm",
-                "Client has no attribute 'amm', which distributed has: results are",
-            ),
-            (AsyncClient("tcp://h:1"), "amm", "AsyncClient has no attribute 'amm', "),
             (future, "executor", "Future has no attribute 'executor', which distributed has: use client"),
             (cluster, "from_name", "LocalCluster has no attribute 'from_name', which distributed has: connect to a"),
         ):

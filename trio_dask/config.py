@@ -371,6 +371,25 @@ class SchedulerSettings(NamedTuple):
             TIME_LIMIT,
         ),
     ] = 10.0
+    memory_manager: Annotated[
+        bool,
+        Option(
+            "--memory-manager/--no-memory-manager",
+            "Drop replicas that no task needs (default: no).",
+            HOW_IT_RUNS,
+            config="distributed.scheduler.active-memory-manager.start",
+        ),
+    ] = False
+    memory_manager_interval_s: Annotated[
+        float,
+        Option(
+            "--memory-manager-interval",
+            "How often it looks.",
+            HOW_IT_RUNS,
+            TIME,
+            config="distributed.scheduler.active-memory-manager.interval",
+        ),
+    ] = 2.0
     idle_timeout_s: Annotated[
         float,
         Option(

@@ -38,11 +38,7 @@ MODULE: Final = _reasons(
     }
 )
 
-CLIENT: Final = _reasons(
-    {
-        "results are copied when they are needed; use replicate for more copies": "amm",
-    }
-)
+CLIENT: Final = _reasons({})
 
 FUTURE: Final = _reasons(
     {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -182,6 +183,26 @@ def test_a_line_is_sent_when_it_is_flushed_or_too_long_or_the_last() -> None:
         sys.stdout.writelines(["a", "b"])
         assert len(events) == 2
     assert events[2:] == ["ab"]
+
+
+def test_a_thread_that_has_ended_leaves_its_last_line_and_nothing_else() -> None:
+    with Worker().forwarding() as events:
+        for number in range(3):
+            thread = threading.Thread(target=print, args=(number,), kwargs={"end": ""})
+            thread.start()
+            thread.join()
+        assert events == ["0", "1"]
+    assert events == ["0", "1", "2"]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_writes_to_the_stream_alone() -> None:
+    with Worker().forwarding() as events:
+        child = os.fork()
+        if not child:
+            print("in the child", flush=True)
+            os._exit(len(events))
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_stream_that_was_replaced_meanwhile_stays_and_forwards_nothing_later() -> None:

@@ -18,7 +18,7 @@ import trio.testing
 
 from tests.client.cluster import MiniCluster, open_async_client
 from tests.untyped_dask import db
-from trio_dask import Client, LocalCluster, UsageError, open_local_cluster, progress
+from trio_dask import Client, LocalCluster, UsageError, open_local_cluster, progress, span
 from trio_dask.client import progress_views
 from trio_dask.client.progress_views import LINE_S, Counts, NotebookBars, PlainBars
 
@@ -45,10 +45,14 @@ class Terminal(io.StringIO):
 
 
 class Opener(Terminal):
-    """Opens the door when it shows six tasks of which none is done."""
+    """Opens the door when it shows this text."""
+
+    def __init__(self, sign: str) -> None:
+        super().__init__()
+        self._sign = sign
 
     def write(self, text: str) -> int:
-        if "0 / 6" in text:
+        if self._sign in text:
             DOOR.set()
         return super().write(text)
 
@@ -110,7 +114,7 @@ def test_it_ends_at_a_hundred_percent_and_never_falls(client: Client) -> None:
 def test_it_shows_the_tasks_inside_of_a_graph_before_the_result_is_there(client: Client) -> None:
     DOOR.clear()
     bag = db.from_sequence(range(6), npartitions=6).map(wait_for_door)
-    file = Opener()
+    file = Opener("0 / 6")
     progress(client.compute(bag.sum()), file=file, interval=0.01)
     assert "0 / 6" in file.getvalue()
     assert percents(file.getvalue())[-1] == 100
@@ -155,8 +159,10 @@ def test_nothing_to_wait_for_shows_nothing_and_other_things_are_refused(client: 
     assert not file.getvalue()
     with pytest.raises(TypeError, match="takes futures"):
         progress("x", file=file)
-    with pytest.raises(UsageError, match="group_by"):
-        progress(client.submit(slow_inc, 1), group_by="spans", file=file)
+    nonsense: Any
+    for nonsense in ("colours", ["prefix"]):
+        with pytest.raises(UsageError, match="groups tasks by"):
+            progress(client.submit(slow_inc, 1), group_by=nonsense, file=file)
 
 
 async def test_under_trio_it_is_awaited() -> None:
@@ -181,6 +187,17 @@ def test_a_group_is_what_a_function_says_of_each_key_and_each_is_asked_about_onc
     assert "even" in terminal.getvalue()
     assert "odd" in terminal.getvalue()
     assert sorted(asked) == ["e", "o"]
+
+
+def test_a_group_is_a_span(client: Client) -> None:
+    DOOR.clear()
+    with span("load"), span("january"):
+        futures = client.map(wait_for_door, range(80, 83))
+    futures += client.map(wait_for_door, range(83, 86))
+    file = Opener("3 | load/january")
+    progress(futures, file=file, interval=0.01, group_by="spans")
+    assert "3 / 3 | load/january" in file.getvalue()
+    assert "3 / 3 | wait_for_door" in file.getvalue()
 
 
 @pytest.mark.usefixtures("rich")

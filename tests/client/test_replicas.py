@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from trio_dask import Client, FutureCancelledError, LocalCluster, UsageError
+from trio_dask import Client, FutureCancelledError, LocalCluster, UsageError, open_local_cluster
 
 
 def inc(x: int) -> int:
@@ -106,3 +106,29 @@ def test_only_the_given_results_move_and_only_between_the_given_workers(client: 
     assert sorted(places) == [0] * 38 + [1] * 2
     with pytest.raises(KeyError, match="nowhere"):
         client.rebalance(workers=["nowhere"])
+
+
+def test_the_memory_manager_drops_what_tasks_have_left_on_other_workers(client: Client) -> None:
+    data = client.scatter(b"data", workers=[0], hash=False)
+    client.gather([client.submit(len, data, workers=[worker], pure=False) for worker in (0, 1, 2, 3)])
+    assert copies(client, data.key) == [4]
+    client.amm.run_once()
+    assert copies(client, data.key) == [1]
+    assert not client.amm.running()
+    client.amm.start()
+    assert client.amm.running()
+    client.amm.stop()
+    assert not client.amm.running()
+
+
+async def test_data_is_placed_under_trio_as_well() -> None:
+    async with open_local_cluster(n_workers=3, processes=False) as cluster, cluster.get_client() as client:
+        future = await client.scatter(b"data", broadcast=2)
+        await client.replicate(future, n=3, branching_factor=1)
+        assert len((await client.who_has(future))[future.key]) == 3
+        await client.rebalance()
+        await client.amm.run_once()
+        assert len((await client.who_has(future))[future.key]) == 3, "replicate asked for them"
+        await client.amm.start()
+        assert await client.amm.running()
+        await client.amm.stop()

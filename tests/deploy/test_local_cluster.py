@@ -9,6 +9,7 @@ import trio
 
 from trio_dask import Client, ClusterError, LocalCluster, UsageError, open_local_cluster
 from trio_dask.deploy.cluster_sizing import plan
+from trio_dask.processes.recent_lines import RecentLines
 
 
 def add(*numbers: int) -> int:
@@ -196,6 +197,16 @@ def test_logs_are_a_text_for_each_program_and_folded_in_a_notebook() -> None:
         assert f"<summary>{address}</summary>" in logs._repr_html_()
         assert list(cluster.get_logs(cluster=False, scheduler=False, workers=[address])) == [address]
         assert list(cluster.get_logs(workers=False)) == ["Cluster", "Scheduler"]
+
+
+def test_logs_begin_with_the_oldest_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    logger = logging.getLogger("trio_dask")
+    monkeypatch.setattr(logger, "handlers", [*logger.handlers, RecentLines()])
+    with LocalCluster(1, 1, processes=False) as cluster:
+        logger.warning("first")
+        logger.warning("second")
+        for text in cluster.get_logs(cluster=False).values():
+            assert 0 < text.index("WARNING - first") < text.index("WARNING - second")
 
 
 @pytest.mark.parametrize(

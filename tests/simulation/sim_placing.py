@@ -18,7 +18,7 @@ from tests.simulation.sim_scheduler import SimScheduler, state_of
 from tests.simulation.sim_worker import SimWorker
 from trio_dask.client.core.key_state import Ended, KeyState
 from trio_dask.ids import Key
-from trio_dask.protocol.messages import KeyFailed, Rebalance, Replicate
+from trio_dask.protocol.messages import KeyFailed, ManageMemory, Rebalance, Replicate
 from trio_dask.scheduler.core.copies import MOVED
 from trio_dask.scheduler.core.task_states import InMemory
 from trio_dask.scheduler.core.worker_states import HERE
@@ -76,7 +76,7 @@ class Placing:
             return
         rng = self.rng
         client = rng.choice(there)
-        match rng.choice(("rebalance", "rebalance", "replicate", "scatter")):
+        match rng.choice(("rebalance", "rebalance", "replicate", "manage", "scatter")):
             case "rebalance":
                 keys = self._some_keys(client) if rng.random() < 0.3 else ()
                 self._ask(client, partial(Rebalance, keys=keys, workers=self._some_workers()))
@@ -92,6 +92,9 @@ class Placing:
                         fan_out=rng.choice((1, 2, 1000)),
                     ),
                 )
+            case "manage":
+                action = rng.choice(("start", "start", "run_once", "run_once", "stop", "running"))
+                self._ask(client, partial(ManageMemory, action=action))
             case _:
                 self._scatter(client)
         if rng.random() < 0.8:

@@ -87,6 +87,7 @@ class SimWorker:
         self.plugins: dict[str, bytes] = {}
         """Those that are set up, by id."""
         self.failed_plugins: dict[str, bytes] = {}
+        self._unsent_answers: list[PluginDone] = []
         self._plugin_orders: deque[SetUpPlugin | TearDownPlugin] = deque()
         self._fetches: dict[FetchId, None] = {}
         self._heard_at = 0.0
@@ -158,6 +159,8 @@ class SimWorker:
             return
         self._session = hello.incarnation, scheduler
         self._unseen.clear()
+        self.link.to_scheduler.send(self._unsent_answers)
+        self._unsent_answers = []
         self.core.session_began(self.address, returned)
         self.scheduler.settle()
         self.pump()
@@ -280,7 +283,10 @@ class SimWorker:
         else:
             self.plugins[order.plugin] = order.data[0]
         done = PluginDone(order.plugin, isinstance(order, TearDownPlugin), None, text)
-        self.link.to_scheduler.send([done])  # without a link, the next hello says what is set up
+        if self.link.is_open:
+            self.link.to_scheduler.send([done])
+        else:
+            self._unsent_answers.append(done)
         if self._plugin_orders:
             self._do_plugin_later()
 

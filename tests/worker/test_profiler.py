@@ -8,6 +8,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
+import trio
 
 from tests.worker import test_executor
 from tests.worker.test_executor import OpenSlots
@@ -61,6 +62,25 @@ async def test_a_sample_has_the_functions_of_each_running_task_and_nothing_of_id
     assert sampler.between(0, 1e12, "other") == ([], {})
 
 
+async def test_a_slot_that_waits_for_a_task_in_the_event_loop_is_not_in_a_function(
+    open_slots: OpenSlots,
+) -> None:
+    began, end = trio.Event(), trio.Event()
+
+    async def wait() -> None:
+        began.set()
+        await end.wait()
+
+    async with open_slots() as slots:
+        sampler = Profiler(slots.executor.threads, lambda: True, interval_s=1, cycle_s=1)
+        slots.offer(1, wait)
+        slots.wake()
+        await began.wait()
+        assert sampler.sample() == 0
+        end.set()
+        await slots.value()
+
+
 async def test_a_task_leaves_the_threads_of_the_executor_as_they_end(open_slots: OpenSlots) -> None:
     async with open_slots(2) as slots:
         assert len(slots.executor.threads) == 2
@@ -105,24 +125,49 @@ def test_samples_have_bounds_whatever_tasks_call(monkeypatch: pytest.MonkeyPatch
 
 def test_the_profiler_sleeps_while_there_is_no_task_and_a_task_wakes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "IDLE_SAMPLES", 1)
-    sampled, asked = threading.Semaphore(0), threading.Semaphore(0)
+    sampled, asleep = threading.Semaphore(0), threading.Semaphore(0)
+    had_been_woken: list[bool] = []
+
+    class Wanted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            had_been_woken.append(self.is_set())
+            asleep.release()
+            return super().wait(timeout)
 
     def frames() -> Mapping[int, FrameType]:
         sampled.release()
         return {}
 
-    def is_busy() -> bool:
-        asked.release()
-        return False
-
-    sampler = Profiler((), is_busy, interval_s=0.0001, cycle_s=1, frames=frames)
+    sampler: Any = Profiler((), lambda: False, interval_s=0.0001, cycle_s=1, frames=frames)
+    sampler._wanted = Wanted()
     before = set(threading.enumerate())
     sampler.start()
     (thread,) = set(threading.enumerate()) - before
     for _ in range(3):
-        assert asked.acquire(timeout=LIMIT_S)
+        assert asleep.acquire(timeout=LIMIT_S)
         assert not sampled.acquire(blocking=False)
         sampler.wake()
+        assert sampled.acquire(timeout=LIMIT_S)
+    assert asleep.acquire(timeout=LIMIT_S)
+    assert had_been_woken == [False] * 4
+    sampler.close()
+    thread.join(LIMIT_S)
+    assert not thread.is_alive()
+
+
+def test_the_profiler_goes_on_while_tasks_run_that_it_does_not_see() -> None:
+    """An `async def` task runs in the event loop."""
+    sampled = threading.Semaphore(0)
+
+    def frames() -> Mapping[int, FrameType]:
+        sampled.release()
+        return {}
+
+    sampler = Profiler((), lambda: True, interval_s=0.00001, cycle_s=1, frames=frames)
+    before = set(threading.enumerate())
+    sampler.start()
+    (thread,) = set(threading.enumerate()) - before
+    for _ in range(2 * profiler.IDLE_SAMPLES):
         assert sampled.acquire(timeout=LIMIT_S)
     sampler.close()
     thread.join(LIMIT_S)

@@ -6,7 +6,7 @@ import errno
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -14,28 +14,31 @@ import trio.testing
 
 from tests.worker.kit import Ref, Scheduler, open_data, open_scheduler, open_worker
 from trio_dask import retry_policy
-from trio_dask.comm import Address, joining
+from trio_dask.comm import Address, Connection, joining, parse_address
 from trio_dask.comm.inproc import bind_memory
 from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, RefusedError, UnavailableError
-from trio_dask.ids import RunId
+from trio_dask.ids import Incarnation, RunId
 from trio_dask.protocol.link import LinkLimits
 from trio_dask.protocol.messages import (
     Absent,
     Fetch,
     Goodbye,
     Leave,
+    PluginDone,
     Put,
     PutDone,
     ReturnRuns,
     Run,
     SchedulerStops,
+    TearDownPlugin,
     ToWorker,
 )
 from trio_dask.retry_policy import UNPROVEN_REFUSAL_S
 from trio_dask.scheduler_file import FoundScheduler
+from trio_dask.security.credentials import NO_CREDENTIALS
 from trio_dask.worker import service
-from trio_dask.worker.core_driver import CoreDriver
+from trio_dask.worker.core_driver import CoreDriver, Registration
 from trio_dask.worker.drain_request import DrainRequest
 from trio_dask.worker.listener import Listener
 from trio_dask.worker.service import run_worker
@@ -517,4 +520,29 @@ async def test_a_wish_to_begin_afresh_that_came_when_the_link_broke_does_not_out
         await trio.sleep(100)
         with pytest.raises(trio.TooSlowError), trio.fail_after(100):
             await scheduler.next_session()
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_became_of_a_plugin_between_two_sessions_is_told_in_the_next(autojump_clock: MockClock) -> None:
+    """The hello of that session may have been made before."""
+
+    class Recorder:
+        def __init__(self) -> None:
+            self.told: list[object] = []
+
+        def send_many_nowait(self, messages: list[object]) -> None:
+            self.told += messages
+
+        def flush_nowait(self) -> None: ...
+
+    recorder = Recorder()
+    driver = CoreDriver(WorkerSettings(scheduler="inproc://scheduler"))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(driver.run)
+        driver.plugins.ask(TearDownPlugin("p"))
+        await driver.plugins.wait_at_rest()
+        place = parse_address("inproc://worker")
+        registration = Registration(place, place, NO_CREDENTIALS, Incarnation("i"))
+        driver.session_began(cast("Connection", recorder), registration, returned=False)
+        assert PluginDone("p", True, None, "") in recorder.told
         nursery.cancel_scope.cancel()

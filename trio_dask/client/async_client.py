@@ -21,6 +21,7 @@ from trio_dask.client.futures import AsyncFuture
 from trio_dask.client.hardware import AsyncHardware
 from trio_dask.client.inspection import AsyncInspection
 from trio_dask.client.local_runs import AsyncLocalRuns
+from trio_dask.client.memory_manager import AsyncMemory
 from trio_dask.client.metadata_operations import AsyncMetadata
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, settings_for
 from trio_dask.client.operations import AsyncOperations
@@ -51,6 +52,7 @@ class AsyncClient(
     AsyncDumps,
     AsyncHardware,
     AsyncLocalRuns,
+    AsyncMemory,
     BaseClient[AsyncFuture],
 ):
     """A client for Trio programs; everything that waits is `async`.

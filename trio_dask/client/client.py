@@ -23,6 +23,7 @@ from trio_dask.client.hardware import BlockingHardware
 from trio_dask.client.inspection import BlockingInspection
 from trio_dask.client.local_runs import BlockingLocalRuns
 from trio_dask.client.loop_thread import CallbackThread, EngineThread
+from trio_dask.client.memory_manager import BlockingMemory
 from trio_dask.client.metadata_operations import BlockingMetadata
 from trio_dask.client.open_engine import address_of, client_tls, engine_for, home_of, settings_for
 from trio_dask.client.operations import BlockingOperations
@@ -52,6 +53,7 @@ class Client(
     BlockingDumps,
     BlockingHardware,
     BlockingLocalRuns,
+    BlockingMemory,
     BaseClient[Future],
 ):
     """A client for ordinary, blocking code.

@@ -23,6 +23,8 @@ from trio_dask.ids import Key
 
 SHARE: Final = 20
 """The next question is asked after this many times as long as the last answer took: the scheduler has other work."""
+QUESTIONS: Final = {"prefix": "remaining", "spans": "remaining_spans"}
+"""What the scheduler is asked, for each `group_by`."""
 CLOSING_S: Final = 1.0
 """How long a terminal may take for the last words of a call that is cancelled."""
 
@@ -47,27 +49,27 @@ def _progress(
     Args:
       notebook: whether it is in a notebook; by default it finds out.
       complete: count what was done before as well.
-      group_by: "prefix" for the names of functions, or a function that gives the name of a bar for each key.
+      group_by: "prefix" for the names of functions, "spans" for those of `span` blocks, or a function that gives the
+        name of a bar for each key.
       interval: how often bars are drawn at most, in seconds or as a text.
       width: of a bar, in characters.
       file: where to write; by default standard error if that is a terminal, else standard output.
       loop: means nothing.
 
     Raises:
-      UsageError: `group_by` is nothing of that.
+      UsageError: `group_by` is none of these.
       RuntimeError: a blocking call in a thread that runs Trio or asyncio.
     """
-    if group_by != "prefix" and not callable(group_by):
+    if not callable(group_by) and group_by not in tuple(QUESTIONS):
         raise UsageError(
-            "progress() groups tasks by the names of their functions, group_by='prefix', or by a function of their "
-            f"keys, not by {group_by!r:.60}"
+            f"progress() groups tasks by 'prefix', 'spans', or a function of their keys, not by {group_by!r:.60}"
         )
     found = futures_given(futures, "progress()")
     if not found:
         return Done(None)
     engine = found[0].engine
     states = list(dict.fromkeys(states_of(found)))
-    count_left = _Grouped(engine, group_by) if callable(group_by) else partial(_names_left, engine)
+    count_left = _Grouped(engine, group_by) if callable(group_by) else partial(_ask, engine, QUESTIONS[group_by])
     follow = partial(_follow, engine, states, count_left, complete=complete, futures=found)
     pause_s = as_seconds(interval) or 0.0
     if in_notebook() if notebook is None else notebook:
@@ -113,9 +115,9 @@ async def _follow(
             await trio.to_thread.run_sync(view.close, abandon_on_cancel=True)
 
 
-async def _names_left(engine: Engine, keys: list[Key]) -> Mapping[str, int] | None:
-    """How many tasks are left, by the names of their functions; None if they are too many to count."""
-    left: Mapping[str, int] | None = await engine.ask("remaining", keys)
+async def _ask(engine: Engine, question: str, keys: list[Key]) -> Mapping[str, int] | None:
+    """How many tasks are left, by name; None if they are too many to count."""
+    left: Mapping[str, int] | None = await engine.ask(question, keys)
     return left
 
 

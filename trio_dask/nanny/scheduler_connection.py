@@ -61,6 +61,7 @@ class SchedulerConnection:
         self._handle = handle
         self._connection: Connection | None = None
         self._unsent: deque[WorkerExited] = deque(maxlen=MAX_UNSENT)
+        self._unsent_answers: list[PluginDone] = []
         self._changed = trio.Event()
         self.first_contact = trio.Event()
         """Set once all plugins with which the nanny begins have come, or there are none, or there is no scheduler."""
@@ -86,8 +87,10 @@ class SchedulerConnection:
             self._connection.send_nowait(message, flush=True)
 
     def tell(self, message: PluginDone) -> None:
-        """Answer for a plugin. Without a connection the next hello says what is set up."""
-        if self._connection is not None:
+        """Answer for a plugin, now or once the nanny is connected: the next hello may have been made before."""
+        if self._connection is None:
+            self._unsent_answers.append(message)
+        else:
             self._connection.send_nowait(message, flush=True)
 
     def worker_changed(self) -> None:
@@ -145,7 +148,9 @@ class SchedulerConnection:
             self._connection = connection
             self._retries.connected(trio.current_time())
             connection.send_many_nowait(self._unsent)
+            connection.send_many_nowait(self._unsent_answers)
             self._unsent.clear()
+            self._unsent_answers.clear()
             connection.flush_nowait()
             over = False
             try:

@@ -64,10 +64,11 @@ class _Forwarding(logging.Handler):
         super().__init__(level)
         self._worker = worker
         self._topic = topic
+        self._pid = os.getpid()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell one record, unless it was forwarded to this process."""
-        if hasattr(record, FORWARDED):
+        """Tell one record, unless it was forwarded to this process. A forked child has no event loop to tell it."""
+        if hasattr(record, FORWARDED) or os.getpid() != self._pid:
             return
         try:
             if record.exc_info and not record.exc_text:

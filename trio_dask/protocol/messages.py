@@ -73,8 +73,8 @@ class Goodbye(NamedTuple):
 
 @tagged(34)
 class Reply(NamedTuple):
-    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Rebalance`, `Replicate`, `Coordinate`,
-    `SetMetadata`, `RegisterPlugin`, `UnregisterPlugin` or `Control`.
+    """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Rebalance`, `Replicate`,
+    `ManageMemory`, `Coordinate`, `SetMetadata`, `RegisterPlugin`, `UnregisterPlugin` or `Control`.
     """
 
     request: int
@@ -321,6 +321,17 @@ class Replicate(NamedTuple):
     stay: bool = False
 
 
+@tagged(142)
+class ManageMemory(NamedTuple):
+    """Switch the active memory manager on (`start`) or off (`stop`), have it work now (`run_once`), or ask (`running`).
+
+    A `Reply` says whether it is on.
+    """
+
+    request: int
+    action: str
+
+
 @tagged(27)
 class Coordinate(NamedTuple):
     """Use a lock, an event, a queue, ... of this `kind` and `name`; one `Reply` answers, perhaps much later.
@@ -422,6 +433,7 @@ FromClient = (
     | Retire
     | Rebalance
     | Replicate
+    | ManageMemory
     | Coordinate
     | EndRequest
     | SetMetadata

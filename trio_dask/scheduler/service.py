@@ -103,6 +103,8 @@ class _Service:
                 lone_worker_ttl_s=settings.lone_worker_ttl_s,
                 idle_timeout_s=settings.idle_timeout_s,
                 stuck_after_s=settings.stuck_after_s,
+                memory_manager_starts=settings.memory_manager,
+                memory_manager_interval_s=settings.memory_manager_interval_s,
                 unix_offset_s=time.time() - trio.current_time(),
             ),
             self._identity.incarnation,

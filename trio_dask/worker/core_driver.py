@@ -114,6 +114,8 @@ class CoreDriver:
         self.handle.tables = lambda: tables(self._core, self.figures())
         self._profiler = self.handle.profiler = self._make_profiler(settings)
         self.plugins = PluginHost(self.handle, self._send_done, log, changed=self._plugin_changed)
+        self._unsent_answers: list[PluginDone] = []
+        """What plugins came to without a connection: the hello of the next session may have been made before."""
         self._transitions = Transitions()
         self._peers = PeerChannels(self._open_channel, None if self._memory is None else self._memory.room)
         self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory, self._actors)
@@ -156,7 +158,9 @@ class CoreDriver:
             self._process.close()
 
     def _send_done(self, message: PluginDone) -> None:
-        if self._connection is not None:  # else the next hello says what is set up
+        if self._connection is None:
+            self._unsent_answers.append(message)
+        else:
             self._connection.send_nowait(message, flush=True)
 
     async def _plugin_changed(self, plugin: Any, is_set_up: bool) -> None:
@@ -178,6 +182,10 @@ class CoreDriver:
         self.handle.scheduler_address = str(registration.scheduler)
         self.handle.incarnation = registration.incarnation
         self._core.session_began(address, returned)
+        if self._unsent_answers:
+            connection.send_many_nowait(self._unsent_answers)
+            connection.flush_nowait()
+            self._unsent_answers.clear()
         self._heartbeat_at = trio.current_time() + self._settings.heartbeat_interval_s
         self._send_events()
         self._act()

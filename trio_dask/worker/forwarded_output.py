@@ -6,6 +6,7 @@ these, both streams have a proxy in front of them, which writes to the stream an
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable
@@ -64,18 +65,20 @@ class _OfWorker:
         self.is_alone = not worker.address.startswith(f"{inproc.SCHEME}:")
         self._log = worker.log_event
         self._mine = threading.local()
-        self._all: list[_Lines] = []
+        self._all: dict[threading.Thread, _Lines] = {}
 
     def lines(self) -> _Lines:
         """Of this thread."""
         lines: _Lines | None = getattr(self._mine, "lines", None)
         if lines is None:
-            lines = self._mine.lines = _Lines(self._log)
-            self._all.append(lines)
+            for thread in [thread for thread in list(self._all) if not thread.is_alive()]:
+                if (left := self._all.pop(thread, None)) is not None:
+                    left.flush_all()
+            lines = self._mine.lines = self._all[threading.current_thread()] = _Lines(self._log)
         return lines
 
     def flush_all(self) -> None:
-        for lines in self._all:
+        for lines in list(self._all.values()):
             lines.flush_all()
 
 
@@ -86,10 +89,11 @@ class _Proxy:
         self._number = number
         self.stream = stream
         self.is_used = True
+        self._pid = os.getpid()
 
     def write(self, text: str) -> int:
         written: int = self.stream.write(text)
-        if self.is_used and (lines := _lines_here()) is not None:
+        if (lines := self._lines()) is not None:
             lines.write(self._number, text)
         return written
 
@@ -99,8 +103,12 @@ class _Proxy:
 
     def flush(self) -> None:
         self.stream.flush()
-        if self.is_used and (lines := _lines_here()) is not None:
+        if (lines := self._lines()) is not None:
             lines.flush(self._number)
+
+    def _lines(self) -> _Lines | None:
+        """A process that a task has forked has no event loop, and perhaps a lock of it that nobody will release."""
+        return _lines_here() if self.is_used and os.getpid() == self._pid else None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

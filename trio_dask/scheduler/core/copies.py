@@ -141,6 +141,8 @@ def copied(state: State, worker: Worker, message: Replicas) -> None:
             continue
         add_replica(task, task.phase, worker)
         _forget(state, task, worker)
+        if state.manager is not None:
+            state.manager.note(task, state.now)
         if task in state.spreads:
             orders += _next_orders(state, task)
     if unknown:

@@ -1,14 +1,16 @@
-"""What the scheduler notes of copies that are under way, and how they end with their result; see `copies`."""
+"""What the scheduler notes of copies: those under way, how they end with their result, those that may be surplus."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from trio_dask.scheduler.core.pending_requests import CopiesMade
 
 if TYPE_CHECKING:
     from trio_dask.scheduler.core.state import State, Task, Worker
+
+NEVER: Final = float("inf")
 
 
 class Copy(NamedTuple):
@@ -42,6 +44,21 @@ class Spread:
     """This worker is to drop the result once the copies are there."""
     patience: int = 3
     """So many copies may still fail."""
+
+
+@dataclass(slots=True, eq=False)
+class MemoryManager:
+    """The active memory manager is on. After each interval it looks at these results, which have several replicas."""
+
+    interval_s: float
+    replicated: dict[Task, None] = field(default_factory=dict["Task", None])
+    due_at: float = NEVER
+
+    def note(self, task: Task, now: float) -> None:
+        """A result has another replica."""
+        self.replicated[task] = None
+        if self.due_at == NEVER:
+            self.due_at = now + self.interval_s
 
 
 def withdraw_copies(state: State, task: Task) -> None:

@@ -15,6 +15,7 @@ from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.scheduler.core import (
     clients,
     copies,
+    memory_manager,
     plugins,
     rebalancing,
     reconnect,
@@ -362,6 +363,7 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.Retire: retirement.retire,
     m.Rebalance: rebalancing.rebalance,
     m.Replicate: replication.replicate,
+    m.ManageMemory: memory_manager.manage,
     m.Coordinate: coordinate,
     m.EndRequest: end_request,
     m.SetMetadata: set_metadata,

@@ -114,6 +114,14 @@ def _remaining(state: State, keys: tuple[str, ...]) -> dict[str, int] | None:
     return None if left is None else dict(Counter(map(name_of, left)))
 
 
+def _remaining_spans(state: State, keys: tuple[str, ...]) -> dict[str, int] | None:
+    """The same by span: the names of its parts; by name of the function where there is none."""
+    left = _remaining_keys(state, keys)
+    if left is None:
+        return None
+    return dict(Counter("/".join(state.tasks[key].options.span) or name_of(key) for key in left))
+
+
 def _remaining_keys(state: State, keys: tuple[str, ...]) -> list[str] | None:
     """The tasks that have to be computed for these; None if they are too many."""
     seen: set[Task] = set()
@@ -231,6 +239,7 @@ _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "tasks_since": tasks_since,
     "remaining": _remaining,
     "remaining_keys": _remaining_keys,
+    "remaining_spans": _remaining_spans,
     "events": events,
     "explain": explain,
     "dump": dump,

@@ -37,6 +37,7 @@ def replicate(state: State, client: Client, message: Replicate) -> None:
             goal.missing[key] = None  # it was lost a moment ago
             continue
         there = [worker for worker in phase.holders if worker in loads]
+        phase.replicas = max(number, phase.replicas) if message.stay else number
         if message.number and not message.stay:
             # Those that leave drop it first, then the fullest.
             kept = nsmallest(number, there, key=lambda worker: (worker.phase is not HERE, loads[worker]))

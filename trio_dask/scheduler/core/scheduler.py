@@ -14,6 +14,7 @@ from trio_dask.scheduler.core import (
     clients,
     copies,
     idle_timeout,
+    memory_manager,
     plugins,
     reconnect,
     retirement,
@@ -54,6 +55,8 @@ class SchedulerCore:
     def begin(self, now: float) -> None:
         """The scheduler has started: from now on it may be idle for `idle_timeout_s`."""
         self._state.idle_mark = (0, 0, now)
+        if self._state.settings.memory_manager_starts:
+            memory_manager.start(self._state)
         if self._state.settings.idle_timeout_s < _NEVER:
             self._state.idle_at = now
 
@@ -245,6 +248,7 @@ class SchedulerCore:
             state.idle_at,
             state.stuck_at,
             state.surplus_at,
+            _NEVER if state.manager is None else state.manager.due_at,
         )
         for worker in state.away:
             if isinstance(worker.phase, Away):
@@ -270,6 +274,8 @@ class SchedulerCore:
             stuck_tasks.check_stuck(state)
         if state.balance_at <= now:
             balance_again(state)
+        if state.manager is not None and state.manager.due_at <= now:
+            memory_manager.run(state)
         self.place(now)
 
     def _check(self) -> None:

@@ -1,7 +1,7 @@
 """What the scheduler knows: tasks, workers, clients, blobs, and the messages that wait to be sent.
 
 Everything here is plain data. Ordered containers only (dicts and lists, never sets of objects), so that the order of
-every decision follows from the order of the events alone.
+every decision follows from the order of the events alone. This file is long because it is one list of all there is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Free, Message, Stuck
 from trio_dask.scheduler.core.coordination.table import Coordination
-from trio_dask.scheduler.core.copy_records import Copy, Spread
+from trio_dask.scheduler.core.copy_records import Copy, MemoryManager, Spread
 from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
@@ -74,6 +74,8 @@ class CoreSettings(NamedTuple):
     idle_timeout_s: float = float("inf")
     stuck_after_s: float = 10.0
     """Tasks that no worker can take are reported after this time."""
+    memory_manager_starts: bool = False
+    memory_manager_interval_s: float = 2.0
     unix_offset_s: float = 0.0
     """From the clock of `now` to seconds since 1970."""
     validate: bool = False
@@ -431,6 +433,8 @@ class State:
         """What clients want copied, until it is; a copy is under way for each of them."""
         self.surplus: dict[tuple[Task, Worker], InMemory] = {}
         """Replicas, of these very results, to be dropped once nothing needs them."""
+        self.manager: MemoryManager | None = None
+        """None while it is off."""
         self.moved: list[tuple[Task, Worker, InMemory]] = []
         """Replicas that are surplus since the last batch of events."""
         self.surplus_at = float("inf")

@@ -98,6 +98,8 @@ class InMemory:
     type_name: str
     small_value: bytes | None = None
     """The pickled result, if it goes with the runs that need it."""
+    replicas: int = 1
+    """How many a client has asked for; the memory manager keeps as many."""
     state: ClassVar[str] = "memory"
     is_queued: ClassVar[bool] = False
 
