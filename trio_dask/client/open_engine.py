@@ -175,8 +175,8 @@ async def _dial(
     After a lost connection each client waits a random moment first, as the scheduler may have lost all clients at once.
     The tries are short at first: TCP repeats lost packets only after ever longer pauses.
 
-    Raises `NoScheduler` with the reason of the last try, `UnavailableError` or `UsageError` about the scheduler file,
-    and `RefusedError`: at once at the start, and later if it is proven.
+    Raises `NoScheduler` with the reason of the last try that had its time, `UnavailableError` or `UsageError` about the
+    scheduler file, and `RefusedError`: at once at the start, and later if it is proven.
     """
     retries = RetryPolicy(
         CLIENTS,
@@ -189,6 +189,7 @@ async def _dial(
     try_s = SHORTEST_TRY_S if again else settings.connect_timeout_s
     if again:
         await trio.sleep(random.uniform(0, min(FIRST_SPREAD_S, settings.connect_timeout_s / 2)))
+    reason: Exception | None = None
     while True:
         left_s = retries.deadline - trio.current_time()
         try:
@@ -197,8 +198,10 @@ async def _dial(
             connection = await connect(endpoint, hello, nursery=engine.link.transports, timeout_s=timeout_s)
         except (NoScheduler, RefusedError, UnavailableError, UsageError) as error:
             now = trio.current_time()
+            if reason is None or left_s >= try_s or not isinstance(error.__cause__, trio.TooSlowError):
+                reason = error
             if retries.is_final(error, now) or now >= retries.deadline:
-                raise
+                raise reason from reason.__cause__
             await trio.sleep(min(retries.next_pause_s(), retries.deadline - now))  # and once more when the time is up
             try_s *= 2
         else:
