@@ -16,7 +16,7 @@ from tests.simulation.sim_client import SimClient
 from tests.simulation.sim_network import Timeline
 from trio_dask.client.core import local_leases
 from trio_dask.client.core.key_state import Ended
-from trio_dask.client.core.local_leases import KEEP_S, Lease, LeaseWaiter
+from trio_dask.client.core.local_leases import KEEP_S, Lease, LeaseWaiter, Refused
 from trio_dask.protocol.messages import Coordinate, EndRequest
 from trio_dask.scheduler.core.state import State
 
@@ -58,6 +58,7 @@ class Sharing:
         draw = self.rng.random() < 0.5
         self.is_on = draw if shares is None else shares
         self.is_calm = False
+        self.is_closing = False
         self.wishes: list[Wish] = []
         self.held: dict[Place, dict[Wish, None]] = {}
         self.last_granted: dict[tuple[str, Place], int] = {}
@@ -159,7 +160,9 @@ class Sharing:
         wish.is_answered = True
         lease = waiter.answer
         if not isinstance(lease, Lease):
-            assert isinstance(lease, Ended), f"{wish} was answered with {lease}"
+            # What a dead client held is free only after its grace; until then others may wait, and hear of the end.
+            is_closed = isinstance(lease, Refused) and self.is_closing and self.may_lose
+            assert is_closed or isinstance(lease, Ended), f"{wish} was answered with {lease}"
             return
         now = self.timeline.now
         first = self.first_granted.setdefault((wish.client.name, lease.number), now)
@@ -226,6 +229,7 @@ class Sharing:
         self.timeline.after(SETTLED_S, self._close)
 
     def _close(self) -> None:
+        self.is_closing = True
         self._by_one("queue", "q", "close")
         self._by_one("semaphore", "s", "close")
 
