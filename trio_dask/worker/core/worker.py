@@ -258,8 +258,9 @@ class WorkerCore:
 
     def _free(self, keys: Iterable[Key]) -> None:
         freed = [key for key in keys if self.held.drop(key)]
-        for key in freed:
-            self._replicas.pop(key, None)
+        if self._replicas:
+            for key in freed:
+                self._replicas.pop(key, None)
         if freed:
             self._requests.append(FreeKeys(tuple(freed)))
 
