@@ -106,7 +106,10 @@ def test_both_forms_say_the_same_of_themselves(pair: tuple[type, type], name: st
         if pair == (Client, AsyncClient) and name == "wait":
             others.insert(0, parameters[0])
         assert parameters == others
-        assert signature.return_annotation == other_signature.return_annotation
+        assert signature.return_annotation in (
+            other_signature.return_annotation,
+            str(other_signature.return_annotation).removeprefix("Async"),
+        )
 
 
 @pytest.mark.parametrize(("pair", "name"), NAMES, ids=lambda value: value if isinstance(value, str) else None)

@@ -135,9 +135,10 @@ def test_every_function_of_the_script_is_tried() -> None:
 
 
 def test_code_that_binds_attributes_of_its_arguments_changes_those_that_are_definitions() -> None:
-    exec("def binds(kind): kind.x = 1\ndef calls(kind): return kind(1)", NAMES)
-    assert changes_given(NAMES["binds"])
-    assert not changes_given(NAMES["calls"])
+    names = dict(NAMES)
+    exec("def binds(kind): kind.x = 1\ndef calls(kind): return kind(1)", names)
+    assert changes_given(names["binds"])
+    assert not changes_given(names["calls"])
     assert changes_given(setattr)
     assert not changes_given(getattr)
 

@@ -201,7 +201,10 @@ async def _dial(
             if reason is None or left_s >= try_s or not isinstance(error.__cause__, trio.TooSlowError):
                 reason = error
             if retries.is_final(error, now) or now >= retries.deadline:
-                raise reason from reason.__cause__
+                try:
+                    raise reason from reason.__cause__
+                finally:
+                    del reason  # its traceback has this frame, so it would keep itself
             await trio.sleep(min(retries.next_pause_s(), retries.deadline - now))  # and once more when the time is up
             try_s *= 2
         else:

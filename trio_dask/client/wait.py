@@ -81,7 +81,11 @@ def wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPLE
         futures = futures_given(fs, "wait()")
         if all(isinstance(future, AsyncFuture) for future in futures):
             return wait_async(futures, timeout, return_when)
-    return _wait_blocking(fs, timeout, return_when)
+    try:
+        return _wait_blocking(fs, timeout, return_when)
+    except BaseException:  # as in `blocking`
+        del fs
+        raise
 
 
 wait.__doc__ = _wait.__doc__

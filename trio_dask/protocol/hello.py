@@ -278,6 +278,8 @@ class EnvelopeReader:
 
 def _members_of(said: Said) -> Mapping[str, object]:
     members: dict[str, Any] = said._asdict()
+    if isinstance(said, Refusal) and not said.remedy:
+        del members["remedy"]  # the first release had none
     return {name: value.hex() if isinstance(value, bytes) else value for name, value in members.items()}
 
 
