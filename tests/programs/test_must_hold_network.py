@@ -123,8 +123,10 @@ def test_workers_whose_connection_is_cut_for_two_seconds_repeat_nothing(tmp_path
                 {"workers": [name], "allow_other_workers": True} for name in ("one", "other")
             ]
             done = [client.submit(tasks.bytes_of, log, f"done{n}", 100_000 + n, **first[n % 2]) for n in range(100)]
-            until(lambda: all(future.done() for future in done), 20, "50 results each")
-            assert [len(keys) for keys in client.has_what().values()] == [50, 50]
+            until(lambda: all(future.done() for future in done), 20, "about 50 results each")
+            held = [len(keys) for keys in client.has_what().values()]
+            assert sum(held) == 100
+            assert min(held) >= 20  # an idle worker may have taken some
             long = [client.submit(tasks.work, log, f"long{n}", long_s, 40 + n, **first[n]) for n in range(2)]
             short = [client.submit(tasks.work, log, f"short{n}", 0.1, n) for n in range(20)]
             until(lambda: {"long0", "long1"} <= tasks.executions(log).keys(), 20, "the long tasks run")
