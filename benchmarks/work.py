@@ -98,7 +98,7 @@ def put_all(module: str, name: str, values: Sequence[int]) -> tuple[float, float
 
 
 def get_all(module: str, name: str, count: int) -> tuple[int, float]:
-    """The sum of so many values from a queue, and when the last had come."""
+    """Take `count` values from a queue. Returns their sum, and the time at which the last one came."""
     queue = importlib.import_module(module).Queue(name, maxsize=100)
     total = sum(queue.get() for _ in range(count))
     return total, time.time()

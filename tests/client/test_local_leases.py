@@ -43,7 +43,7 @@ class Scheduler:
 
 
 class Client:
-    """A client's core, and its callers by name: who was told what, in this order."""
+    """A client's core, and its callers by name: what each of them was told, in this order."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.now = 0.0

@@ -139,7 +139,7 @@ now = certificates._now
 certificates._now = lambda: now() + timedelta(seconds=shift)
 __main__.main()
 """
-"""A program whose clock is wrong by so many seconds."""
+"""A program whose clock is wrong by a number of seconds."""
 TWENTY_YEARS = 20 * 365.25 * 86400
 
 

@@ -150,6 +150,10 @@ def test_quiet_says_nothing(server: Sshd, tmp_path: Path) -> None:
         while not (tmp_path / "cluster.json").exists():
             assert time.monotonic() < deadline, running.text
             time.sleep(0.05)
+        file = tmp_path / "cluster.json"
+        assert file.stat().st_mode & 0o777 == 0o600
+        with Client(scheduler_file=str(file)) as client:  # the key of this cluster stands in no other place here
+            assert client.submit(pow, 2, 10).result(timeout=PATIENCE_S) == 1024
         assert running.stop(signal.SIGINT) == 0
     assert running.text == "-- stderr"
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.programs.programs import program, seen_in_proc
+from tests.programs.programs import program, seen_in_proc, until
 from tests.programs.sshd import Sshd, launcher, make_key, need, nothing_left, processes_of, ready, run_of, sshd
 from trio_dask import Client
+from trio_dask.deploy.ssh.login_options import KEEPALIVE_S
 from trio_dask.security.cluster_key import ClusterKey
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -229,3 +230,15 @@ def test_a_planted_cluster_key_shows_nowhere(server: Sshd, client: str, tmp_path
     texts = [running.text.encode(), *(path.read_bytes() for path in files)]
     assert "Registered" in running.text
     assert not any(secret.encode() in text or bytes.fromhex(secret) in text for text in texts)
+
+
+def test_an_idle_link_says_something_from_time_to_time(client: str, tmp_path: Path) -> None:
+    """A firewall forgets links that are idle for minutes; ours are not for longer than some ten seconds."""
+    with (
+        sshd(tmp_path / "ssh", "LogLevel DEBUG1") as server,
+        launcher(server, server.hosts(1)[0], ssh_client=client, scheduler="localhost") as running,
+    ):
+        run, _ = ready(running)
+        until(lambda: "rtype keepalive@openssh.com" in server.log, 2 * KEEPALIVE_S, "a sign of life")
+        assert running.stop(signal.SIGINT) == 0
+        nothing_left(run)

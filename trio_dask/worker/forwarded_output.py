@@ -1,4 +1,4 @@
-"""What tasks write to `sys.stdout` and `sys.stderr`, forwarded to the clients: where it is asked for, and only there.
+"""What tasks write to `sys.stdout` and `sys.stderr`, forwarded to the clients where somebody asked for it.
 
 `submit(..., output="forward")` asks for one task, `ForwardOutput` for all that a worker prints. While there is one of
 these, both streams have a proxy in front of them, which writes to the stream and looks whose text it is.
