@@ -504,6 +504,38 @@ async def test_a_peer_that_is_gone_at_once_is_named_as_it_came(scheme: str, capl
     ]
 
 
+HTTP = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "said"),
+    # Not for a byte to ws://, since what h11 raises for that holds itself.
+    [("tcp", b"t"), ("tls", b"\x16"), ("wss", b"\x16"), ("tcp", HTTP), ("tls", HTTP), ("ws", HTTP), ("wss", HTTP)],
+)
+async def test_a_peer_that_failed_is_no_garbage(scheme: str, said: bytes) -> None:
+    """Thousands of them come before the collector does."""
+    async with serving(Address(scheme, "127.0.0.1", 0), credentials=KEY) as address:
+
+        async def fail() -> None:
+            with trio.socket.socket() as peer:
+                await peer.connect((address.host, address.port))
+                await peer.send(said)
+                peer.shutdown(socket.SHUT_WR)
+                with suppress(ConnectionResetError):
+                    while await peer.recv(4096):
+                        pass
+            await trio.testing.wait_all_tasks_blocked()
+
+        await fail()
+        gc.collect()
+        gc.disable()
+        try:
+            await fail()
+            assert gc.collect() == 0
+        finally:
+            gc.enable()
+
+
 @pytest.mark.parametrize("scheme", ["tcp", "ws"])
 async def test_where_encryption_is_required_nothing_goes_out_in_the_clear(scheme: str) -> None:
     strict = Credentials(None, Tls(tls_for(party()).config, is_required=True))

@@ -24,7 +24,7 @@ import trio
 
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.tcp import TcpListener, TcpTransport, bind_tcp, connect_tcp
-from trio_dask.comm.transport import Bytes, ConnectionLost, NoTlsError
+from trio_dask.comm.transport import Bytes, ConnectionLost, NoTlsError, let_go
 from trio_dask.errors import ProtocolError, RefusedError, TrioDaskError
 from trio_dask.protocol.hello import Refusal, encode_envelope, is_hello
 from trio_dask.security.tls_contexts import Tls, TlsContext
@@ -390,6 +390,7 @@ class TlsTransport:
         if not self._closed:
             self._closed = True
             self._release()
+        let_go(self._end)
         self._tcp.abort()
 
     def _release(self) -> None:

@@ -199,3 +199,12 @@ def first_error(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
     return error
+
+
+def let_go(error: BaseException | None) -> None:
+    """Drop the traceback of an error that its transport keeps, once nobody raises it any more.
+
+    The frames in it hold the transport. Thousands of peers that fail would be garbage for a collection that comes late.
+    """
+    if error is not None:
+        error.__traceback__ = None

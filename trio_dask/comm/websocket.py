@@ -25,7 +25,7 @@ from trio_websocket import (
 
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.comm.tcp import TcpListener, TcpTransport, bind_tcp, connect_tcp
-from trio_dask.comm.transport import Bytes, ConnectionLost, Transport, first_error
+from trio_dask.comm.transport import Bytes, ConnectionLost, Transport, first_error, let_go
 from trio_dask.errors import ProtocolError, TrioDaskError
 
 MESSAGE_BYTES = 64 * 2**10
@@ -300,6 +300,8 @@ class WebSocketTransport:
 
     def abort(self) -> None:
         self._closed = True
+        let_go(self._end)
+        let_go(self._stream.end)
         self._tcp.abort()
         self._scope.cancel()
         self._agreed.set()

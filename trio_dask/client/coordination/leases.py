@@ -149,6 +149,8 @@ def _caller() -> object:
 def release(leased: Leased) -> Waiting[None]:
     """Let the next one have what this object acquired first, and still holds.
 
+    It does not wait for the scheduler: for a moment other clients may still see it as held.
+
     Raises `RuntimeError` if it holds nothing.
     """
     if not leased.leases:
