@@ -43,10 +43,17 @@ def test_a_graph_that_carries_much_names_the_task_with_most(caplog: pytest.LogCa
     ]
 
 
+def test_many_small_tasks_are_no_large_values(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [GraphRow(f"t{number}", ABS, bytes(100), (), ()) for number in range(ClientSettings().large_graph_bytes // 90)]
+    with caplog.at_level(logging.WARNING):
+        size_of(*rows).warn()
+    assert not caplog.messages
+
+
 def test_what_tasks_share_counts_once(caplog: pytest.LogCaptureFixture) -> None:
     shared = (b"digest", bytes(ClientSettings().large_graph_bytes // 2))
     size = size_of(*[GraphRow(f"t{number}", ABS, b"call", (), (shared,)) for number in range(10)])
-    assert size.nbytes == ClientSettings().large_graph_bytes // 2 + 40
+    assert size.nbytes == ClientSettings().large_graph_bytes // 2 + len(b"call")
     with caplog.at_level(logging.WARNING):
         size.warn()
     assert not caplog.messages

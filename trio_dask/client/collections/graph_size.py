@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from trio_dask.client.graph_parts import GraphRow
 from trio_dask.config import ClientSettings
 from trio_dask.configuration import configured, load
 from trio_dask.ids import Digest, Key
+
+FREE_BYTES: Final = 2**10
+"""What any task may carry: a million small ones have no large values."""
 
 _logger = logging.getLogger("trio_dask.client")
 
@@ -27,6 +31,8 @@ class GraphSize:
             if digest not in self._seen:
                 self._seen.add(digest)
                 nbytes += len(content)
+        if nbytes <= FREE_BYTES:
+            return
         self.nbytes += nbytes
         if nbytes > self._largest[0]:
             self._largest = nbytes, row.key
