@@ -75,8 +75,8 @@ class Crowd:
         """Those that were not sent away before they had said what they had to say."""
         in_tls = scheme if scheme != "tcp" and kind == "half a proof" else ""
         for _ in range(number):
-            sock = socket.create_connection((host, int(port)), timeout=10)
-            self.sockets += _half_prove(sock, in_tls) if in_tls else [sock]
+            place = (host, int(port))
+            self.sockets += _half_prove(place, in_tls) if in_tls else [socket.create_connection(place, timeout=10)]
         self.started = time.monotonic()
         for sock in self.sockets:
             sock.setblocking(False)
@@ -108,11 +108,14 @@ class Crowd:
             sock.close()
 
 
-def _half_prove(sock: socket.socket, scheme: str) -> list[socket.socket]:
+def _half_prove(place: tuple[str, int], scheme: str) -> list[socket.socket]:
     """Agree on TLS and say an opening inside it; nothing is left if the other end has hung up by then."""
+    inside = _careless().wrap_socket(socket.socket())  # not of a connection: if that is reset, it stays open for ever
+    inside.settimeout(10)
     try:
-        inside = _careless().wrap_socket(sock)
-    except OSError:  # then the socket is closed
+        inside.connect(place)
+    except OSError:
+        inside.close()
         return []
     with suppress(OSError):
         if scheme == "wss":
