@@ -44,7 +44,8 @@ def test_a_graph_that_carries_much_names_the_task_with_most(caplog: pytest.LogCa
 
 
 def test_many_small_tasks_are_no_large_values(caplog: pytest.LogCaptureFixture) -> None:
-    rows = [GraphRow(f"t{number}", ABS, bytes(100), (), ()) for number in range(ClientSettings().large_graph_bytes // 90)]
+    number = ClientSettings().large_graph_bytes // 90
+    rows = [GraphRow(f"t{one}", ABS, bytes(100), (), ()) for one in range(number)]
     with caplog.at_level(logging.WARNING):
         size_of(*rows).warn()
     assert not caplog.messages

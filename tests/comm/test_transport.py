@@ -1,6 +1,9 @@
 """Every transport has the same manners: what is written here about one holds for all."""
 
+import errno
 import random
+import socket
+import struct
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,6 +13,7 @@ import trio.testing
 from tests.comm.kit import MakePair, Pair, background, stop_at, until
 from trio_dask.comm import inproc, tcp
 from trio_dask.comm.inproc import memory_pair
+from trio_dask.comm.tcp import TcpTransport
 from trio_dask.comm.transport import ConnectionLost, Transport
 
 direct = pytest.mark.parametrize("make_pair", ["memory", "tcp", "tls"], indirect=True)
@@ -215,3 +219,23 @@ async def test_small_buffers_between_two_ends_lose_nothing() -> None:
             assert len(piece) <= 7
             received += piece
     assert received == data
+
+
+class ResetOnMacos(socket.socket):
+    """A socket that was reset, on a system where such a one takes no options."""
+
+    def setsockopt(self, *_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+
+async def test_a_socket_that_was_reset_says_so_at_its_first_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    transport = TcpTransport(ResetOnMacos(fileno=ours.detach()))
+    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    theirs.close()
+    with pytest.raises(ConnectionLost):
+        await transport.send_all(b"hello")
+    transport.abort()
+    assert transport.fd is None

@@ -11,6 +11,7 @@ import selectors
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -202,7 +203,8 @@ class _SocketStranger:
             self._transport.abort()
         else:
             # Lingering for zero seconds makes the kernel forget the connection at once.
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with suppress(OSError):  # macOS: it was reset already
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._socket.close()
 
 
