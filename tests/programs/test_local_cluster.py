@@ -274,6 +274,21 @@ def test_a_script_needs_no_main_guard_and_ends_in_silence(tmp_path: Path) -> Non
     assert running.errors == []
 
 
+def test_a_script_whose_tasks_have_submitted_tasks_ends_in_silence(tmp_path: Path) -> None:
+    """The clients on its workers lose the scheduler then, in any order."""
+    text = """
+        from trio_dask import Client, get_client
+        def total(n):
+            return get_client().submit(sum, range(n)).result()
+        with Client(n_workers=2, threads_per_worker=1) as client:
+            print(client.gather(client.map(total, range(5))))
+    """
+    with script(tmp_path, text) as running:
+        assert running.end() == 0
+    assert running.output == ["[0, 0, 1, 3, 6]"]
+    assert running.errors == []
+
+
 def test_a_script_that_closes_nothing_leaves_nothing(tmp_path: Path) -> None:
     text = """
         from trio_dask import LocalCluster

@@ -7,6 +7,7 @@ for them. docs/design/client.md says which thread does what.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import weakref
@@ -64,6 +65,7 @@ class Engine:
         *,
         grace_s: float = 2.0,
         patience_s: float = math.inf,
+        loss_level: int = logging.WARNING,
     ) -> None:
         self.incarnation = incarnation
         self.address = ""
@@ -87,7 +89,7 @@ class Engine:
         self.lines = ActorLines(shared, calls, open_channel)
         """To the actors on workers."""
 
-        self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s, patience_s)
+        self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s, patience_s, loss_level)
         self.attach, self.serve = link.attach, link.serve
 
         self.leases = LocalLeases(self.core, time.monotonic)

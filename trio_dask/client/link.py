@@ -58,7 +58,9 @@ class Link:
         dial: Dial,
         grace_s: float,
         patience_s: float,
+        loss_level: int,
     ) -> None:
+        """`loss_level` is that of the lines in the log which say that the scheduler is lost, and is back."""
         self._shared = shared
         self._calls = calls
         self._outgoing = outgoing
@@ -66,6 +68,7 @@ class Link:
         self._dial = dial
         self._grace_s = grace_s
         self._patience_s = patience_s
+        self._loss_level = loss_level
         self._scope = trio.CancelScope()
         """Around what `stop` cancels."""
         self._is_stopping = False
@@ -199,7 +202,8 @@ class Link:
         if loss.is_final:
             self._lose(loss.text)
         else:
-            _logger.warning("%s; calls wait, and the client dials for up to %g s", loss.text, self._patience_s)
+            line = "%s; calls wait, and the client dials for up to %g s"
+            _logger.log(self._loss_level, line, loss.text, self._patience_s)
         lost_at = trio.current_time()
         while True:
             if isinstance(self._shared.phase, Lost):
@@ -212,7 +216,8 @@ class Link:
                 self._lose(f"{loss.text}; reconnecting failed: {error}" if lost else str(error))
             else:
                 if connection is not None and lost:
-                    _logger.warning("the client is connected again, after %.1f s", trio.current_time() - lost_at)
+                    away_s = trio.current_time() - lost_at
+                    _logger.log(self._loss_level, "the client is connected again, after %.1f s", away_s)
                 return connection
 
     def _lose(self, text: str) -> None:

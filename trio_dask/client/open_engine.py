@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import socket
@@ -157,7 +158,10 @@ def engine_for(
         return await connect_data(endpoint, data_hello, nursery=engine.link.transports, timeout_s=timeout_s)
 
     patience_s = settings.connect_timeout_s
-    engine = Engine(incarnation, dial, open_channel, grace_s=settings.grace_s, patience_s=patience_s)
+    loss_level = logging.DEBUG if worker else logging.WARNING  # a worker says itself that it has lost its scheduler
+    engine = Engine(
+        incarnation, dial, open_channel, grace_s=settings.grace_s, patience_s=patience_s, loss_level=loss_level
+    )
     return engine
 
 
