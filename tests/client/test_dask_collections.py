@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trio_dask import Client, LocalCluster
+from trio_dask import AsyncClient, Client, LocalCluster
 
 dask = pytest.importorskip("dask")
 delayed: Any = pytest.importorskip("dask.delayed").delayed
@@ -98,3 +98,14 @@ def test_what_dask_computes_by_is_known_as_ours_while_a_client_is_open() -> None
         assert computes_in_cluster(client.get)
         assert not computes_in_cluster(get)
     assert not computes_in_cluster(scheduler)
+
+
+async def test_a_persisted_collection_can_be_awaited() -> None:
+    async with AsyncClient(n_workers=1, processes=False) as client:
+        kept = await client.persist(delayed(sum)([1, 2]))
+        [future] = client.futures_of(kept)
+        assert future.done()
+        assert await client.compute(kept) == 3
+        failed = await client.persist(delayed(operator.truediv)(1, 0))
+        assert [future.status for future in client.futures_of(failed)] == ["error"]
+        assert dask.is_dask_collection(await delayed(sum)([1, 2]))  # there is nothing to wait for

@@ -1,16 +1,19 @@
 """What we offer to libraries that know how to use a cluster, once the program has imported them.
 
-joblib gets a backend. dask and xarray get locks for writing, where their own only exclude the threads of one process:
-they ask which scheduler computes, and know distributed's by its class.
+joblib gets a backend. dask's collections can be awaited under Trio, as with distributed under asyncio. dask and xarray
+get locks for writing, where their own only exclude the threads of one process: they ask which scheduler computes, and
+know distributed's by its class.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import cache, wraps
 from importlib.util import find_spec
 from typing import Any
+
+import trio
 
 from trio_dask.client.collections.cluster_scheduler import computes_in_cluster
 from trio_dask.client.import_hook import when_imported
@@ -21,6 +24,7 @@ def serve_libraries() -> None:
     """For clients, and for workers, whose tasks may use these libraries."""
     when_imported("joblib.parallel", _offer_backend)
     when_imported("dask.utils", _offer_lock_to_dask)
+    when_imported("dask.base", _offer_waiting_to_dask)
     when_imported("xarray.backends.locks", _offer_locks_to_xarray)
 
 
@@ -51,6 +55,29 @@ def _offer_lock_to_dask(utils: Any) -> None:
         return original(collection, scheduler)
 
     _replace("dask", "get_scheduler_lock", original, get_scheduler_lock)
+
+
+def _offer_waiting_to_dask(base: Any) -> None:
+    """`collection = await client.persist(collection)` returns it once its blocks are done."""
+    mixin = base.DaskMethodsMixin
+    original = mixin.__await__
+
+    @wraps(original)
+    def __await__(self: Any) -> Generator[Any, Any, Any]:
+        return _done(self).__await__() if trio.lowlevel.in_trio_run() else original(self)
+
+    mixin.__await__ = __await__
+
+
+async def _done(collection: Any) -> Any:
+    from trio_dask.client.current_client import futures_of
+    from trio_dask.client.wait import wait_async
+
+    if futures := futures_of(collection):
+        await wait_async(futures)
+    else:
+        await trio.lowlevel.checkpoint()
+    return collection
 
 
 def _offer_locks_to_xarray(locks: Any) -> None:
