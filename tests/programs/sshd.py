@@ -17,7 +17,6 @@ from typing import Any
 from tests.programs import programs
 from tests.programs.programs import REPOSITORY, Program, environment, until
 
-INSTALL = "apt-get install openssh-server"
 REQUIRED = "TRIO_DASK_TESTS_REQUIRE_SSHD"  # .ci/run sets it: there, a test that does not run has failed
 ADDRESSES = tuple(f"127.0.0.{number}" for number in range(2, 10))
 
@@ -38,11 +37,20 @@ SetEnv PYTHONPATH={repository} HOME={remote_home}
 
 def need() -> None:
     """Skip the test where there is no OpenSSH, and say how to get it; fail it where OpenSSH is promised."""
-    if program() is not None and shutil.which("ssh") is not None:
-        return
+    if program() is None or shutil.which("ssh") is None:
+        _lack("openssh-server")
+
+
+def need_shell(shell: str) -> None:
+    """The same for a login shell, whose package has its name."""
+    if shutil.which(shell) is None:
+        _lack(shell)
+
+
+def _lack(package: str) -> None:
     import pytest  # benchmarks use this file without it
 
-    why = f"after: {INSTALL}"
+    why = f"after: apt-get install {package}"
     if os.environ.get(REQUIRED):
         pytest.fail(why)
     pytest.skip(why)

@@ -17,6 +17,7 @@ from tests.programs.sshd import (
     Sshd,
     launcher,
     need,
+    need_shell,
     nothing_left,
     processes_of,
     ready,
@@ -150,8 +151,7 @@ def test_hostile_options_arrive_as_they_are(server: Sshd, client: str, tmp_path:
 def test_a_shell_that_chatters_is_understood(
     shell: str, client: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not shutil.which(shell):
-        pytest.skip(f"after: apt-get install {shell}")
+    need_shell(shell)
     wrapper = tmp_path / "a shell"
     wrapper.write_text(
         "#!/bin/sh\nprintf 'Welcome to this host!\\nhave you read the news? '\necho quota exceeded >&2\n"
