@@ -402,6 +402,7 @@ class _Worker:
         async for batch in connection.batches():
             end = self._driver.receive(batch)
             if end is not None:
+                await self._driver.handle.actors.wait_for_callers()
                 await connection.aclose(end.reason)
                 return end
         reason = connection.goodbye.reason if connection.goodbye is not None else ""
