@@ -68,7 +68,7 @@ class Search:
     def __init__(self, actor: Actor, former: str, why: str) -> None:
         self.actor = actor
         self.former = former
-        """It is not at this address."""
+        """It is not at this address; empty if it may be anywhere."""
         self.why = why
         """If it lives nowhere else, this is what the calls fail with."""
         self.calls: list[Outgoing] = []
@@ -182,7 +182,7 @@ class ActorLines:
         if line is None:
             home = self._homes.get(call.actor, address)
             if not home:
-                self._search(call.actor, address, f"the actor {call.key!r} is not on its worker any more", [call])
+                self._search(call.actor, "", f"the actor {call.key!r} is not on its worker any more", [call])
                 return
             line = self._lines.get(home)
             if line is None:

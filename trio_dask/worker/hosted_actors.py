@@ -356,8 +356,13 @@ class HostedActors:
         self._released: WeakValueDictionary[Key, HostedActor] = WeakValueDictionary()
         """Those that may still have calls to make, which came before."""
         self._callers: dict[Caller, None] = {}
-        """For the worker's own thread, like `_caller_left`."""
-        self._caller_left = trio.Event()
+        """For the worker's own thread, like the next two."""
+        self._silent: dict[object, None] = {}
+        """Channels that have brought nothing yet."""
+        self._changed = trio.Event()
+        """One of them has ended, or spoken."""
+        self.have_moved = False
+        """Whether an actor has moved away from here."""
 
     def host(self, context: TaskContext, value: Any) -> Any:
         """Keep what a task has made; returns the proxy that is the task's result."""
@@ -392,6 +397,7 @@ class HostedActors:
         if here:
             actor.stay()
         elif actor.leave():
+            self.have_moved = True
             del self._actors[key]  # not before: calls come in order
             for caller in self._callers:
                 caller.tell_moved(key, actor.run.run)
@@ -412,17 +418,30 @@ class HostedActors:
     def end_calls(self, caller: Caller) -> None:
         """It brings no more."""
         self._callers.pop(caller, None)
-        self._caller_left.set()
-        self._caller_left = trio.Event()
+        self._note_change()
+
+    def channel_began(self, channel: object) -> None:
+        """A channel is there, and its first request is on its way."""
+        self._silent[channel] = None
+
+    def channel_spoke(self, channel: object) -> None:
+        """The first request has come, or the channel has ended."""
+        if self._silent.pop(channel, self) is None:
+            self._note_change()
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     async def wait_for_callers(self) -> None:
         """Return once all callers that were told that an actor has moved have read it, and so ended their channels.
 
-        A call on its way to a worker that has ended would be lost. After `FOLLOW_S` this returns in any case.
+        Nor may a channel be left that has brought nothing yet: a call on its way to a worker that has ended would be
+        lost. After `FOLLOW_S` this returns in any case.
         """
         with trio.move_on_after(FOLLOW_S):
-            while any(caller.was_told for caller in self._callers):
-                await self._caller_left.wait()
+            while self._silent or any(caller.was_told for caller in self._callers):
+                await self._changed.wait()
 
     def drop_unwanted(self, run: Run) -> None:
         """The result of this run is not wanted any more."""
