@@ -100,7 +100,7 @@ class Gate:
 
 def call_all(log: Any, caller: str, times: int) -> list[int]:
     """Makes calls, each while those before it may be under way."""
-    answers = []
+    answers: list[Any] = []
     for number in range(times):
         answers.append(log.add(caller, number))
         if number % 5 == 4:

@@ -245,7 +245,7 @@ def test_several_workers_may_fail_to_make_an_actor_then_it_stays() -> None:
     home, run = unrestricted(kit, client)
     others = [kit.worker() for _ in range(4)]
     client.send(m.Retire(1, (home.name,), 0))
-    tried = []
+    tried: list[str] = []
     for _ in range(3):
         kit.tick(0.1)
         (order,) = home.take(m.HandOverActor)

@@ -35,6 +35,8 @@ from trio_dask.worker.hosted_actors import FOLLOW_S
 
 Reply = Callable[[int | str], object]
 
+LONGEST_CALL_S: Final = 0.05
+
 BAD_PLUGIN: Final = b"bad"
 """A plugin with these data raises when it is set up."""
 
@@ -383,7 +385,7 @@ class SimWorker:
                 self._begin_call(key)
                 self.pump()
 
-        self.timeline.after(self.timeline.rng.choice((0.0, 0.001, 0.05)), answer)
+        self.timeline.after(self.timeline.rng.choice((0.0, 0.001, LONGEST_CALL_S)), answer)
 
     def _hand_over(self, message: HandOverActor) -> None:
         key, order = message
@@ -448,7 +450,11 @@ class SimWorker:
             busy = self._busy_actors.pop(key, None) is not None
             for number, (began, reply) in enumerate(self._actor_calls.pop(key, ())):  # those that came before still run
                 began()
-                reply(count + busy + number)
+                self.timeline.after(LONGEST_CALL_S, partial(self._reply_alive, reply, count + busy + number))
+
+    def _reply_alive(self, reply: Reply, count: int) -> None:
+        if self.alive:
+            reply(count)
 
     def _start_runs(self) -> bool:
         started = False

@@ -49,10 +49,14 @@ class _Call(NamedTuple):
     reply: Callable[[Answer], object]
 
 
-_WAKE: Final = _Call("", [], lambda answer: None)
+def _ignore(_: Answer) -> None:
+    """Nobody waits for this answer."""
+
+
+_WAKE: Final = _Call("", [], _ignore)
 """Wakes the actor's thread, which looks whether the actor is to rest."""
 
-_NOTHING: Final = _Call("", [], lambda answer: None)
+_NOTHING: Final = _Call("", [], _ignore)
 """Stands for no call."""
 
 _ELSEWHERE: Final = Answer("elsewhere", "", [])
