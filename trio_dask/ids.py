@@ -44,6 +44,11 @@ def given_name(name: str) -> WorkerName:
     return int(name) if len(name) <= LONGEST_NUMBER and name.isdecimal() and str(int(name)) == name else name
 
 
+def actor_state(key: Key) -> Key:
+    """The name under which the pickled object of an actor that moves can be fetched; no key of a user is like it."""
+    return f"\0actor\0{key}"
+
+
 def name_of(key: Key) -> str:
     """The name of a task's function, from its key: "add" of "add-b07a...", and of a block, "('add-b07a...', 0, 1)"."""
     name = key[2:].partition("'")[0] if key.startswith("('") else key

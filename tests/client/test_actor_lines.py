@@ -41,10 +41,15 @@ async def open_nothing(address: str) -> BothWays:
     raise NotImplementedError
 
 
+async def find_nothing(key: str) -> str:
+    await trio.lowlevel.checkpoint()
+    raise NotImplementedError
+
+
 def test_a_call_of_an_actor_that_is_known_to_be_lost_fails_at_once() -> None:
     """Its worker may be silent: no answer would come, and no news of the scheduler either."""
     calls = Calls()
-    lines = ActorLines(cast("SharedState", Shared()), cast("LoopCalls", calls), open_nothing)
+    lines = ActorLines(cast("SharedState", Shared()), cast("LoopCalls", calls), open_nothing, find_nothing)
     actor, call = KeyState("actor"), KeyState("actor.method")
     actor.status = "error"
     actor.failure = KeyFailed("actor", "actor", "actor", None, "its worker left", {})
@@ -56,7 +61,7 @@ def test_a_call_of_an_actor_that_is_known_to_be_lost_fails_at_once() -> None:
 
 def test_a_call_of_an_actor_that_is_there_is_sent() -> None:
     calls = Calls()
-    lines = ActorLines(cast("SharedState", Shared()), cast("LoopCalls", calls), open_nothing)
+    lines = ActorLines(cast("SharedState", Shared()), cast("LoopCalls", calls), open_nothing, find_nothing)
     actor, call = KeyState("actor"), KeyState("actor.method")
     actor.status = "finished"
     lines.call("tcp://there:1", Outgoing(call, "actor", RunId(1), "method", [], None), actor)

@@ -20,7 +20,15 @@ from trio_dask.client.core.resend_buffer import ResendBuffer
 from trio_dask.client.core.unsent_tasks import ExpectedGraph, UnsentTasks
 from trio_dask.ids import Key, PeerId, RunId
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Inventory, Message, RunFinished, SubmitGraph, TopicEvent
+from trio_dask.protocol.messages import (
+    ActorHeld,
+    Inventory,
+    Message,
+    RunFinished,
+    SettleActor,
+    SubmitGraph,
+    TopicEvent,
+)
 from trio_dask.scheduler.core import (
     clients,
     copies,
@@ -474,6 +482,19 @@ def actor_made_twice(world: World) -> Generator[None]:
         yield
 
 
+@contextmanager
+def restless_actor(world: World) -> Generator[None]:
+    """An actor goes on with calls at its old place once its object is pickled, until the new place has it."""
+    held = message_handlers.FROM_WORKER[ActorHeld]
+
+    def go_on(state: State, worker: Worker, message: ActorHeld) -> None:
+        held(state, worker, message)
+        state.send(worker.peer, SettleActor(message.key, True))
+
+    with mock.patch.dict(message_handlers.FROM_WORKER, {ActorHeld: go_on}):
+        yield
+
+
 Bug = Callable[[World], AbstractContextManager[None]]
 
 INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
@@ -511,6 +532,7 @@ INJECTED_BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
             lost_rescheduled_task,
             lost_actor_call,
             actor_made_twice,
+            restless_actor,
         )
     }
 )

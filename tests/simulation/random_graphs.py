@@ -29,6 +29,8 @@ class Job:
     reschedules: int = 0
     """How often it asks to be run elsewhere."""
     rescheduled: int = 0
+    movable: bool = False
+    """The actor that it makes may move."""
 
     @property
     def call(self) -> bytes:

@@ -4,7 +4,9 @@ The lines to the workers are real, but for what carries their messages. A worker
 from then on: then only the scheduler's word that the actor is lost ends the calls that wait.
 
 Each call is answered once, and each answer says how many calls of this actor came before: an actor is one object, made
-once, which no call reaches twice. A call fails only if the actor is lost.
+once, which no call reaches twice. A call fails only if the actor is lost, or its line breaks while it is under way.
+Workers with actors retire too. Then the object moves, and no two workers make calls of it, no call is made twice or at
+both, and those of one user are made in their order.
 """
 
 from __future__ import annotations
@@ -22,17 +24,19 @@ from tests.simulation.random_graphs import Job
 from tests.simulation.sim_client import SimClient
 from tests.simulation.sim_network import Timeline
 from tests.simulation.sim_worker import Network, SimWorker
-from trio_dask.client.actor_lines import ActorLines, BothWays, Outgoing
+from trio_dask.client.actor_lines import ActorLines, BothWays, Outgoing, Search
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.core.outbox import Content, Row
 from trio_dask.client.loop_calls import LoopCalls
 from trio_dask.client.shared_state import SharedState
 from trio_dask.ids import Key, RunId
-from trio_dask.protocol.messages import ActorAnswer
+from trio_dask.protocol.messages import ActorAnswer, ActorMoved, Query, Retire
 
 ACTORS: Final = ("actor-0", "actor-1")
 NONE: Final = RunId(-1)
+SILENCE_S: Final = 10.0
+"""After this time a line to a worker that is silent breaks."""
 SILENT: Final = 0.4
 """How often a worker that ends leaves the lines to it as they are."""
 
@@ -55,18 +59,39 @@ class SimLines(ActorLines):
         self.network = network
         self.rng = rng
         self.timeline = client.timeline
-        self.broken: dict[str, None] = {}
-        """Addresses of lines that broke."""
+        self.cut: dict[KeyState, SimWorker] = {}
+        """Calls that were under way when their line broke, and the worker at its other end."""
+        self.made: dict[KeyState, None] = {}
+        """Calls that reached their actor."""
         self._linked: dict[int, SimWorker] = {}
         """The workers of lines that are connected, by identity."""
+        self._silent: dict[int, None] = {}
+        """Lines on which no call has arrived yet."""
         self._arrivals: dict[int, float] = {}
-        super().__init__(cast("SharedState", _Shared(client.core)), cast("LoopCalls", self), _open_nothing)
+        shared = cast("SharedState", _Shared(client.core))
+        super().__init__(shared, cast("LoopCalls", self), _open_nothing, _find_nothing)
 
     # What `LoopCalls` does, for the lines themselves.
 
-    def start(self, serve: object, line: Any) -> None:
-        """A line is new: connect it."""
-        self.timeline.after(self.rng.random() * 0.01, lambda: self._connect(line))
+    def start(self, serve: object, subject: Any) -> None:
+        """A line is new: connect it. Or an actor is to be found: ask for it."""
+        if isinstance(subject, Search):
+            self._ask(subject)
+        else:
+            self.timeline.after(self.rng.random() * 0.01, lambda: self._connect(subject))
+
+    def _ask(self, search: Search) -> None:
+        def found(home: Any, ended: object) -> None:
+            # The core calls this in the middle of something.
+            self.timeline.after(0.0, lambda: self._hear(search, home if ended is None else ""))
+
+        self.client.core.request(partial(Query, what="actor_home", arguments=(search.actor[0],)), found)
+        self.timeline.after(0.0, self.client.pump)
+
+    def _hear(self, search: Search, home: str) -> None:
+        if self.client.open:
+            self._found(search, home, search.why)
+            self._send_all()
 
     def run_soon(self, function: Callable[..., object], *args: Any) -> None:
         """Do this in the loop, and what follows from it."""
@@ -82,25 +107,39 @@ class SimLines(ActorLines):
         if worker is None:
             self._end(line)
             return
+        line.is_open = True
         self._linked[id(line)] = worker
+        worker.unread += 1
+        self._silent[id(line)] = None
+        worker.on_moved.append(lambda key, run: self._tell_moved(line, key, run))
         worker.ended.append(lambda: self._worker_ended(line))
         self._send_all()
 
     def _worker_ended(self, line: Any) -> None:
         if self.rng.random() > SILENT:
             self.timeline.after(self.rng.random() * 0.1, lambda: self._end(line))
+        else:
+            self.timeline.after(SILENCE_S, lambda: self._end_silent(line))
+
+    def _end_silent(self, line: Any) -> None:
+        """In the end the network notices; a caller of an actor that is lost has long heard from the scheduler."""
+        calls = (*line.pending.values(), *line.outbox)
+        if any(worker.actors.get(call.key, (-1,))[0] == call.run for call in calls for worker in self._workers()):
+            self._end(line)
+
+    def _workers(self) -> list[SimWorker]:
+        return list(self.network.workers.values())
 
     def _end(self, line: Any) -> None:
         """As `_serve` does it when the connection ends."""
-        self.broken[line.address] = None
+        if line.is_open:
+            for call in (*line.pending.values(), *line.outbox):
+                self.cut[call.state] = self._linked[id(line)]
         self._lines = {address: other for address, other in self._lines.items() if other is not line}
-        calls = [*line.pending.values(), *line.outbox]
-        line.pending.clear()
-        line.outbox = []
-        self._fail(calls, "the line broke")
+        self._over(line, "the line broke")
 
     def _send_all(self) -> None:
-        for line in list(self._lines.values()):
+        for line in dict.fromkeys((*self._lines.values(), *(line for line, _ in self._busy.values()))):
             worker = self._linked.get(id(line))
             if worker is not None and line.woken.is_set():
                 for number, call in line.take():
@@ -112,17 +151,53 @@ class SimLines(ActorLines):
         self.timeline.at(at, action)
 
     def _deliver(self, line: Any, worker: SimWorker, number: int, call: Outgoing) -> None:
+        if id(line) in self._silent:
+            del self._silent[id(line)]
+            worker.unread -= 1
         if worker.alive:
-            worker.call_actor(call.key, call.run, partial(self._answer, line, number))
+            began = partial(self._began, worker, call)
+            worker.call_actor(call.key, call.run, began, partial(self._answer, line, number, call))
 
-    def _answer(self, line: Any, number: int, value: int | None) -> None:
-        answer = ActorAnswer(number, "gone" if value is None else "value", "", ())
-        frames = [] if value is None else [str(value).encode()]
+    def _began(self, worker: SimWorker, call: Outgoing) -> None:
+        """An actor makes a call: no other worker makes calls of it, and the call is not made twice, or too late."""
+        for other in self._workers():
+            if other is not worker and other.actors.get(call.key, (-1,))[0] == call.run:
+                assert call.key in other.resting, f"{call.key} lives on {worker.name} and on {other.name}"
+        assert call.state not in self.made, f"{call.state.key} was made twice"
+        self.made[call.state] = None
+        proxy = call.keeps
+        assert isinstance(proxy, Proxy)
+        number = proxy.calls.index(call.state)
+        assert number > proxy.last_made, f"call {proxy.last_made} of {call.key} was made before call {number}"
+        proxy.last_made = number
+
+    def _answer(self, line: Any, number: int, call: Outgoing, value: int | str) -> None:
+        if value == "elsewhere":
+            self._tell_moved(line, call.key, call.run)
+            return
+        answer = ActorAnswer(number, "value" if isinstance(value, int) else "gone", "", ())
+        frames = [str(value).encode()] if isinstance(value, int) else []
         self._later(line, lambda: self._settle(line, answer, frames))
 
-    def _settle(self, line: Any, answer: ActorAnswer, frames: list[bytes]) -> None:
+    def _tell_moved(self, line: Any, key: Key, run: RunId) -> None:
+        worker = self._linked[id(line)]
+        worker.unread += 1
+
+        def read() -> None:
+            worker.unread -= 1
+            self._settle(line, ActorMoved(key, run), [])
+
+        self._later(line, read)
+
+    def _settle(self, line: Any, answer: ActorAnswer | ActorMoved, frames: list[bytes]) -> None:
         if self.client.open:
             assert not self._settle_all(line, [(answer, frames)])
+            self._send_all()
+
+
+async def _find_nothing(key: Key) -> str:
+    await trio.lowlevel.checkpoint()
+    raise NotImplementedError
 
 
 async def _open_nothing(address: str) -> BothWays:
@@ -140,6 +215,8 @@ class Proxy:
     worker: str = ""
     calls: list[KeyState] = field(default_factory=list[KeyState])
     answers: list[int] = field(default_factory=list[int])
+    last_made: int = -1
+    """The last of its calls that has reached the actor."""
 
 
 class Acting:
@@ -166,6 +243,11 @@ class Acting:
         self.jobs: Mapping[Key, Job] = {
             key: Job(key, (), self.rng.random() * 0.02, 0, 0, self.rng.random() < 0.5) for key in ACTORS
         }
+        self.moving_rng = random.Random(seed ^ 0x30FE)
+        """Decides on moves alone, so that histories without them stay."""
+        self.retirements = 0
+        for job in self.jobs.values():
+            job.movable = self.moving_rng.random() < 0.7
         self.lines: dict[SimClient, SimLines] = {}
         self.proxies: dict[tuple[SimClient, Key], Proxy] = {}
         self.released: list[Proxy] = []
@@ -190,6 +272,8 @@ class Acting:
                 self._call(proxy)
             if rng.random() < 0.1:
                 self.timeline.after(rng.random() * 0.05, lambda: self._kill_host(proxy))
+            if self.moving_rng.random() < 0.3:
+                self.timeline.after(self.moving_rng.random() * 0.05, lambda: self._retire_host(proxy))
         elif all(call.status != "pending" for call in proxy.calls):
             self.released.append(self.proxies.pop((client, key)))
             client.core.dereference([proxy.state])
@@ -200,6 +284,20 @@ class Acting:
         for worker in self.workers:
             if worker.alive and worker.name == proxy.worker and not self.is_calm:
                 worker.die()
+
+    def _retire_host(self, proxy: Proxy) -> None:
+        """The worker retires, with calls under way, because a client wants it or by itself."""
+        client = proxy.client
+        for worker in self.workers:
+            if worker.alive and proxy.state.key in worker.actors and client.open and not self.is_calm:
+                if self.moving_rng.random() < 0.7:
+                    client.core.request(partial(Retire, workers=(worker.name,), number=0), self._retired)
+                    client.pump()
+                else:
+                    worker.drain()
+
+    def _retired(self, payload: Any, ended: object) -> None:
+        self.retirements += ended is None and not payload.get("refused")
 
     def _make(self, client: SimClient, key: Key) -> None:
         row = Row(key, self.jobs[key].call, ())
@@ -266,17 +364,18 @@ class Acting:
 
     def _check_actor(self, proxy: Proxy) -> None:
         state = proxy.state
-        host = next((worker for worker in self.workers if worker.name == proxy.worker), None)
-        lives = host is not None and host.alive and host.actors.get(state.key, (-1, 0))[0] == proxy.run
+        lives = any(worker.alive and worker.actors.get(state.key, (-1,))[0] == proxy.run for worker in self.workers)
         if proxy not in self.released:
             assert state.status in ("finished", "error"), f"{state.key} is {state.status}"
             assert lives or state.status == "error", f"{state.key} is {state.status}, and its object is nowhere"
-        failed = [call for call in proxy.calls if call.status != "finished"]
-        if failed and lives:
-            broken = self.lines[proxy.client].broken
-            assert self.network.address_of(proxy.worker) in broken, f"{failed[0].key} failed, and the actor is there"
+        for call in proxy.calls:
+            if call.status != "finished" and lives:
+                worker = self.lines[proxy.client].cut.get(call)
+                assert worker is not None, f"{call.key} failed, and the actor is there"
+                assert not worker.was_dismissed, f"{call.key} failed as {worker.name} left, and the actor has moved"
 
     def check_gone(self) -> None:
         """Nobody has an actor any more."""
         for worker in self.workers:
             assert not worker.alive or not worker.actors, f"{worker.name} still has the actors {list(worker.actors)}"
+            assert not worker.alive or not worker.resting, f"{worker.name} has actors that rest: {list(worker.resting)}"

@@ -12,13 +12,30 @@ from tests.simulation.sim_network import Timeline
 from tests.simulation.sim_scheduler import SimScheduler, state_of
 from tests.worker.invariants import check as check_worker
 from trio_dask.comm.inproc import inproc_address
-from trio_dask.ids import Incarnation, Key, PeerId, RunId
+from trio_dask.ids import Incarnation, Key, PeerId, RunId, actor_state
 from trio_dask.protocol import codec
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
-from trio_dask.protocol.messages import Goodbye, Message, PluginDone, Run, SetUpPlugin, TearDownPlugin
+from trio_dask.protocol.messages import (
+    ActorHeld,
+    ActorTaken,
+    Goodbye,
+    HandOverActor,
+    Message,
+    PluginDone,
+    Run,
+    SettleActor,
+    SetUpPlugin,
+    TakeActor,
+    TearDownPlugin,
+)
 from trio_dask.scheduler.core import CallAgain, Refuse, Resume
 from trio_dask.worker.core.effects import CancelFetch, EndSession, FetchId, FreeKeys, StartFetch
 from trio_dask.worker.core.worker import WorkerCore
+from trio_dask.worker.hosted_actors import FOLLOW_S
+
+Reply = Callable[[int | str], object]
+
+LONGEST_CALL_S: Final = 0.05
 
 BAD_PLUGIN: Final = b"bad"
 """A plugin with these data raises when it is set up."""
@@ -83,7 +100,18 @@ class SimWorker:
         """Called when the process has ended."""
         self.actors: dict[Key, tuple[RunId, int]] = {}
         """The run that made each, and how many calls it has had."""
-        self._actor_free_at: dict[Key, float] = {}
+        self.resting: dict[Key, RunId] = {}
+        """Actors that make no calls, as they move, or have come and are not to begin yet."""
+        self._actor_calls: dict[Key, deque[tuple[Callable[[], object], Reply]]] = {}
+        self._busy_actors: dict[Key, RunId] = {}
+        self._going: dict[Key, int] = {}
+        """The order by which each is to be handed over."""
+        self._coming: dict[Key, int] = {}
+        self.on_moved: list[Callable[[Key, RunId], object]] = []
+        """Hear that an actor lives elsewhere now, as every caller does, after the answers of all calls made here."""
+        self.unread = 0
+        """How many of those that were told so have not read it yet, and lines whose first call has not come."""
+        self.was_dismissed = False
         self.plugins: dict[str, bytes] = {}
         """Those that are set up, by id."""
         self.failed_plugins: dict[str, bytes] = {}
@@ -125,6 +153,8 @@ class SimWorker:
         if not returned and self._session is not None:
             self.fatal.update(list(self._unseen))
             self.core.reset(self.timeline.now)
+            self._going.clear()
+            self._coming.clear()
             self.lives += 1
             self._session = None
             self.pump()
@@ -253,12 +283,21 @@ class SimWorker:
                         self._drop_actors(keys)
                         for key in keys:
                             self.store.pop(key, None)
+                    case HandOverActor():
+                        self._hand_over(request)
+                    case TakeActor(key, _, order, _):
+                        self._coming[key] = order
+                        self.timeline.after(self.timeline.rng.random() * 0.02, partial(self._take_actor, request))
+                    case SettleActor(key, here):
+                        self._settle_actor(key, here=here)
                     case SetUpPlugin() | TearDownPlugin():
                         self._plugin_orders.append(request)
                         if len(self._plugin_orders) == 1:
                             self._do_plugin_later()
                     case EndSession():
-                        self.leave()
+                        self.was_dismissed = True
+                        self.network.workers.pop(self.address, None)
+                        self._leave_followed(self.timeline.now + FOLLOW_S)
                         return
                     case _:
                         pass
@@ -290,6 +329,13 @@ class SimWorker:
         if self._plugin_orders:
             self._do_plugin_later()
 
+    def _leave_followed(self, deadline: float) -> None:
+        """Go, once those that called actors which have moved know it."""
+        if self.alive and self.unread and self.timeline.now < deadline:
+            self.timeline.after(0.01, partial(self._leave_followed, deadline))
+        elif self.alive:
+            self.leave()
+
     def leave(self) -> None:
         """Say goodbye and go; without a link it is as if it died."""
         if not self.link.is_open:
@@ -304,26 +350,111 @@ class SimWorker:
         for hear in self.ended:
             hear()
 
-    def call_actor(self, key: Key, run: RunId, reply: Callable[[int | None], object]) -> None:
-        """Call an actor, after the calls that came before; `reply` hears how many these were, or that it is gone."""
-        if self.actors.get(key, (-1, 0))[0] != run:
-            reply(None)
-            return
+    def call_actor(self, key: Key, run: RunId, began: Callable[[], object], reply: Reply) -> None:
+        """Call an actor, after the calls that came before.
 
-        made_by, count = self.actors[key]
-        self.actors[key] = made_by, count + 1
-        begin = max(self.timeline.now, self._actor_free_at.get(key, 0.0))
-        end = self._actor_free_at[key] = begin + self.timeline.rng.choice((0.0, 0.001, 0.05))
+        `began` is called when the call is made; `reply` hears how many were made before, or that it lives "elsewhere".
+        """
+        if self.actors.get(key, (-1, 0))[0] != run:
+            reply("elsewhere")
+            return
+        self._actor_calls.setdefault(key, deque()).append((began, reply))
+        self._begin_call(key)
+
+    def _begin_call(self, key: Key) -> None:
+        """Make the next call of an actor, or have it rest, if it makes none now."""
+        if key in self._busy_actors or key in self.resting or key not in self.actors:
+            return
+        if key in self._going:
+            self._rest(key)
+            return
+        calls = self._actor_calls.get(key)
+        if not calls:
+            return
+        began, reply = calls.popleft()
+        run, count = self.actors[key]
+        self._busy_actors[key] = run
+        began()
 
         def answer() -> None:
             if self.alive:
+                self._busy_actors.pop(key, None)
+                if self.actors.get(key, (-1, 0))[0] == run:
+                    self.actors[key] = run, count + 1
                 reply(count)
+                self._begin_call(key)
+                self.pump()
 
-        self.timeline.at(end, answer)
+        self.timeline.after(self.timeline.rng.choice((0.0, 0.001, LONGEST_CALL_S)), answer)
+
+    def _hand_over(self, message: HandOverActor) -> None:
+        key, order = message
+        run = self.actors.get(key, (RunId(-1), 0))[0]
+        if key not in self.jobs or not self.jobs[key].movable or run < 0:
+            self.core.actor_held(ActorHeld(key, order, run, "it does not move"), 0)
+            return
+        self._going[key] = order
+        self._begin_call(key)
+
+    def _rest(self, key: Key) -> None:
+        order = self._going[key]
+        self.resting[key], count = self.actors[key]
+
+        def is_pickled() -> None:
+            if self.alive and self._going.get(key) == order:
+                self.store[actor_state(key)] = count
+                self.core.actor_held(ActorHeld(key, order, self.resting[key], ""), 64)
+                self.pump()
+
+        self.timeline.after(self.timeline.rng.choice((0.0, 0.02)), is_pickled)
+
+    def _take_actor(self, message: TakeActor) -> None:
+        key, run, order, address = message
+        if not self.alive or self._coming.get(key) != order:
+            return
+        del self._coming[key]
+        source = self.network.workers.get(address)
+        count = None if source is None else source.store.get(actor_state(key))
+        text = "it could not be fetched" if count is None or self.timeline.rng.random() < 0.1 else ""
+        value = run * 1000 + int(self.name[1:])
+        if count is not None and not text:
+            self._drop_actors([key])
+            self.actors[key] = run, count
+            self.resting[key] = run
+            self.store[key] = value
+        self.core.actor_taken(ActorTaken(key, order, str(value).encode(), text), 64)
+        self.pump()
+
+    def _settle_actor(self, key: Key, *, here: bool) -> None:
+        self._going.pop(key, None)
+        if not here:
+            self._coming.pop(key, None)
+        if key not in self.resting:
+            return
+        if here:
+            del self.resting[key]
+            self._begin_call(key)
+            return
+        run = self.resting.pop(key)
+        del self.actors[key]
+        for _, reply in self._actor_calls.pop(key, ()):
+            reply("elsewhere")
+        for hear in self.on_moved:
+            hear(key, run)
 
     def _drop_actors(self, keys: Sequence[Key]) -> None:
         for key in keys:
-            self.actors.pop(key, None)
+            self._settle_actor(key, here=False)
+            _, count = self.actors.pop(key, (RunId(-1), 0))
+            self._going.pop(key, None)
+            busy = self._busy_actors.pop(key, None) is not None
+            for number, (began, reply) in enumerate(self._actor_calls.pop(key, ())):  # those that came before still run
+                began()
+                self.timeline.after(LONGEST_CALL_S, partial(self._reply_alive, reply, count + busy + number))
+
+    def _reply_alive(self, reply: Reply, count: int) -> None:
+        if self.alive:
+            reply(count)
 
     def _start_runs(self) -> bool:
         started = False

@@ -150,18 +150,22 @@ class Actor(KeyReference):
             engine = hooks.find_client(None, None).engine
         state = KeyState(Key(f"{self.key}.{name}"))
         answer = ActorFuture(engine, state, self)
+        call = Outgoing(state, self.key, self._run, name, frames, answer)
+        actor = None if self._future is None else self._future.state
         hosted = None if worker is None else worker.actors.find(self.key, self._run)
-        if hosted is not None:
-            hosted.call(name, frames, partial(_settle, answer, self._address))
+        if hosted is not None and not engine.lines.has_unanswered(self.key, self._run):
+            hosted.call(name, frames, partial(_settle, engine, call, self._address, actor))
         else:
-            actor = None if self._future is None else self._future.state
-            engine.lines.call(self._address, Outgoing(state, self.key, self._run, name, frames, answer), actor)
+            engine.lines.call(self._address, call, actor)
         return answer
 
 
-def _settle(answer: ActorFuture, address: str, found: Any) -> None:
+def _settle(engine: Engine, call: Outgoing, address: str, actor: KeyState | None, found: Any) -> None:
     outcome, text, frames = found
-    answer.engine.lines.settle(answer.state, address, outcome, text, frames)
+    if outcome == "elsewhere":
+        engine.lines.forward(call, address, actor)
+    else:
+        engine.lines.settle(call.state, address, outcome, text, frames)
 
 
 BaseActorFuture = ActorFuture

@@ -86,7 +86,7 @@ class Engine:
         self._outgoing = outgoing = Outgoing(shared, calls, self.channels)
         self.drop, self.when_unused = outgoing.drop, outgoing.when_unused
 
-        self.lines = ActorLines(shared, calls, open_channel)
+        self.lines = ActorLines(shared, calls, open_channel, lambda key: self.ask("actor_home", (key,)))
         """To the actors on workers."""
 
         self.link = link = Link(shared, calls, outgoing, self.channels, dial, grace_s, patience_s, loss_level)

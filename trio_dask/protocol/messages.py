@@ -592,6 +592,42 @@ class Acquire(NamedTuple):
     order: int = 0
 
 
+@tagged(57)
+class HandOverActor(NamedTuple):
+    """Have the actor that is the result of `key` rest, once the call that runs has ended, and pickle its object.
+
+    `ActorHeld` answers: then the pickle is there for others to fetch, as the value of `ids.actor_state(key)`. Calls
+    wait until `SettleActor` comes.
+    """
+
+    key: Key
+    order: int
+
+
+@tagged(58)
+class TakeActor(NamedTuple):
+    """Fetch the pickled object of this actor from `address`, and make it anew; `run` is the one that made it first.
+
+    `ActorTaken` answers. Calls wait until `SettleActor` comes.
+    """
+
+    key: Key
+    run: RunId
+    order: int
+    address: str
+
+
+@tagged(59)
+class SettleActor(NamedTuple):
+    """The actor of `key` lives `here`: it goes on; or elsewhere: what is here of its object takes no calls any more.
+
+    A worker that has the actor, and neither hands it over nor takes it over, does nothing.
+    """
+
+    key: Key
+    here: bool
+
+
 ToWorker = (
     Blob
     | ForgetBlobs
@@ -600,6 +636,9 @@ ToWorker = (
     | CancelRuns
     | Free
     | Acquire
+    | HandOverActor
+    | TakeActor
+    | SettleActor
     | SetUpPlugin
     | TearDownPlugin
     | Leave
@@ -732,6 +771,26 @@ class NotAcquired(NamedTuple):
     order: int = 0
 
 
+@tagged(83)
+class ActorHeld(NamedTuple):
+    """By this `order` an actor rests, and its pickled object is there; or the `text` says why it goes on here."""
+
+    key: Key
+    order: int
+    run: RunId
+    text: str
+
+
+@tagged(84)
+class ActorTaken(NamedTuple):
+    """By this `order` an actor is here, and waits; or the `text` says why not. A small proxy comes in `value`."""
+
+    key: Key
+    order: int
+    value: bytes | None
+    text: str
+
+
 FromWorker = (
     RunFinished
     | RunFailed
@@ -746,6 +805,8 @@ FromWorker = (
     | Inventory
     | Drain
     | NotAcquired
+    | ActorHeld
+    | ActorTaken
     | PluginDone
     | LogEvent
 )
@@ -905,7 +966,7 @@ class ActorCall(NamedTuple):
 class ActorAnswer(NamedTuple):
     """The pickled `value`, or the `error` that the call raised (with its `text`), follows as raw bytes.
 
-    With `gone` the actor is not here (any more), and the call was not made.
+    With `gone` the actor was released, and the call was not made.
     """
 
     number: int
@@ -914,8 +975,20 @@ class ActorAnswer(NamedTuple):
     sizes: tuple[int, ...]
 
 
+@tagged(112)
+class ActorMoved(NamedTuple):
+    """The actor that the run `run` of `key` made is not here: the scheduler knows where it lives, if it does.
+
+    All calls of it that were made here were answered before this; no other was made, or will be. The caller makes these
+    where the actor is, and ends this line once no other actor has an answer to give on it.
+    """
+
+    key: Key
+    run: RunId
+
+
 DataRequest = Fetch | Put | Call | ActorCall
-DataAnswer = Value | Absent | PutDone | CallResult | ActorAnswer
+DataAnswer = Value | Absent | PutDone | CallResult | ActorAnswer | ActorMoved
 MemoryLending = MemoryOffered | MemoryRead
 """Either end of a data channel, as a part of sending a value; the channel takes these in itself."""
 

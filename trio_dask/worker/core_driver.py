@@ -24,9 +24,21 @@ from trio_dask.ids import Incarnation, Key, given_name
 from trio_dask.parsing import counted
 from trio_dask.plugins.host import PluginHost
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Heartbeat, Message, PluginDone, Put, SetUpPlugin, TearDownPlugin, ToWorker
+from trio_dask.protocol.messages import (
+    HandOverActor,
+    Heartbeat,
+    Message,
+    PluginDone,
+    Put,
+    SettleActor,
+    SetUpPlugin,
+    TakeActor,
+    TearDownPlugin,
+    ToWorker,
+)
 from trio_dask.protocol.raw_memory import shared_memory, whole_of
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials
+from trio_dask.worker.actor_moves import ActorMoves
 from trio_dask.worker.call_stacks import call_stacks
 from trio_dask.worker.core.blobs import BlobTable
 from trio_dask.worker.core.effects import (
@@ -118,6 +130,8 @@ class CoreDriver:
         """What plugins came to without a connection: the hello of the next session may have been made before."""
         self._transitions = Transitions()
         self._peers = PeerChannels(self._open_channel, None if self._memory is None else self._memory.room)
+        context_of, limit = self._executor.context_of, settings.inline_limit_bytes
+        self._moves = ActorMoves(self._core, self._store, self._actors, self._peers, context_of, limit, self._act)
         self.server = DataServer(self._store, self._core.held, self._keep, self.handle, self._memory, self._actors)
         self._connection: Connection | None = None
         self._credentials = NO_CREDENTIALS  # until there was a session
@@ -200,6 +214,7 @@ class CoreDriver:
     def reset(self) -> None:
         """The scheduler does not take this worker back: drop everything of it, and the client that tasks shared."""
         self._core.reset(trio.current_time())
+        self._moves.reset()
         self._act()
         self._tasks.start_soon(self.close_client)
 
@@ -421,6 +436,8 @@ class CoreDriver:
                 self._executor.forget(digests)
             case SetUpPlugin() | TearDownPlugin():
                 self.plugins.ask(request)
+            case HandOverActor() | TakeActor() | SettleActor():
+                self._moves.carry_out(request, self._tasks)
             case EndSession():
                 self._end = request
 

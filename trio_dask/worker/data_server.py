@@ -68,8 +68,12 @@ class DataServer:
         Raises:
           ProtocolError: the peer sent a message that is no request.
         """
-        while await self._answer(channel):
-            pass
+        self._actors.channel_began(channel)
+        try:
+            while await self._answer(channel):
+                pass
+        finally:
+            self._actors.channel_spoke(channel)
 
     async def _answer(self, channel: DataChannel) -> bool:
         """Take one request; False if there are no more. Its buffers are not kept afterwards."""
@@ -77,6 +81,7 @@ class DataServer:
             message, buffers = await channel.receive(self._room)
         except trio.EndOfChannel:
             return False
+        self._actors.channel_spoke(channel)
         handler = self.HANDLERS.get(type(message))
         if handler is None:
             raise ProtocolError(f"a peer sent a {type(message).__name__}, which is no request")

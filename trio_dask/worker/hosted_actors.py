@@ -3,21 +3,26 @@
 Nothing of an actor runs at the same time as anything else of it. A plain method runs to its end, in the actor's thread.
 With the first call of an `async def` method the actor gets a second thread, with a Trio loop: there `async def` methods
 run, each lets others in where it awaits, and plain methods hold the loop up while they run in the first thread.
+
+An actor that may move to another worker *rests* meanwhile: it makes no call, and keeps those that come, until it hears
+whether it goes on here. An actor that comes from another worker begins by resting.
 """
 
 from __future__ import annotations
 
 import inspect
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, Protocol
+from weakref import WeakValueDictionary
 
 import trio
 
 from trio_dask.hooks import hooks
-from trio_dask.ids import Key
+from trio_dask.ids import Key, RunId
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import dump_value
@@ -25,11 +30,14 @@ from trio_dask.worker.error_text import describe_failure, mention_trio
 from trio_dask.worker.result_store import Frames, load_frames
 from trio_dask.worker.task_context import TaskContext, enter
 
+FOLLOW_S: Final = 5.0
+"""How long a worker that leaves waits for the callers of actors that have moved."""
+
 
 class Answer(NamedTuple):
-    """The fields of an `ActorAnswer`, and what follows it."""
+    """The fields of an `ActorAnswer`, and what follows it; or (`elsewhere`) an `ActorMoved`."""
 
-    outcome: Literal["value", "error", "gone"]
+    outcome: Literal["value", "error", "gone", "elsewhere"]
     text: str
     frames: Frames
 
@@ -41,12 +49,47 @@ class _Call(NamedTuple):
     reply: Callable[[Answer], object]
 
 
-class HostedActor:
-    """One actor. Any thread may call any method."""
+def _ignore(_: Answer) -> None:
+    """Nobody waits for this answer."""
 
-    def __init__(self, context: TaskContext, value: Any) -> None:
+
+_WAKE: Final = _Call("", [], _ignore)
+"""Wakes the actor's thread, which looks whether the actor is to rest."""
+
+_NOTHING: Final = _Call("", [], _ignore)
+"""Stands for no call."""
+
+_ELSEWHERE: Final = Answer("elsewhere", "", [])
+
+Offer = Callable[["Frames | str"], object]
+"""Takes the pickled object of an actor, or why it cannot be pickled; called in the actor's thread."""
+
+
+class HostedActor:
+    """One actor: this object, or (`state`) the pickled one of an actor that comes from another worker.
+
+    Any thread may call any method.
+    """
+
+    def __init__(
+        self, context: TaskContext, value: Any, *, state: Frames | None = None, made: Callable[[str], object] = len
+    ) -> None:
         self.run = context.run
         self._value = value
+        self._state = state
+        self._made = made
+        """Hears that the object was made from its state, or why it could not be; in the actor's thread."""
+        self._rests = state is not None
+        self._offer: Offer | None = None
+        """The actor is to rest once its call has ended, and this gets the pickled object."""
+        self._verdicts: SimpleQueue[bool] = SimpleQueue()
+        """Whether the actor goes on here; one for each rest."""
+        self._is_away = False
+        """It lives elsewhere: no call is made here any more."""
+        self._kept: deque[_Call | None] = deque()
+        """Calls that came before those in the queue, and have not been made."""
+        self._under_way = 0
+        """`async def` calls that have begun and not ended."""
         self._context = TaskContext(context.run, context.worker, context.slots, 0)
         self._context.slot = None  # its code may ask for its worker, and has no slot to give back
         self._lock = threading.Lock()
@@ -72,6 +115,9 @@ class HostedActor:
             reply(self._compute(call))
             return
         with self._lock:
+            if self._is_away:
+                reply(_ELSEWHERE)
+                return
             if not self._is_closed:
                 self._put(call)
                 return
@@ -80,9 +126,91 @@ class HostedActor:
     def close(self) -> None:
         """Take no more calls. Those that came before still run; `async def` methods that wait are cancelled."""
         with self._lock:
-            if not self._is_closed:
+            self._offer = None
+            if not self._is_closed and not self._is_away:
                 self._is_closed = True
                 self._put(None)
+            self._end_rest(goes_on=True)
+
+    # ------------------------------------------------------------------------------------------ moving
+
+    @property
+    def kind(self) -> type[Any]:
+        """The class of the object."""
+        return kind_of(self._value)
+
+    @property
+    def may_move(self) -> bool:
+        """Whether its class, or the object itself, says `movable = True`. No code of the user runs for that."""
+        return inspect.getattr_static(self._value, "movable", False) is True
+
+    def rest(self, offer: Offer) -> None:
+        """Rest once the call that runs has ended, and give `offer` the pickled object.
+
+        While `async def` calls are under way others may be what they wait for, so it rests when none is.
+        """
+        with self._lock:
+            if not self._is_closed and not self._rests:
+                self._offer = offer
+                self._put(_WAKE)
+
+    def stay(self) -> None:
+        """Go on here, if it rests or is to rest."""
+        with self._lock:
+            self._offer = None
+            self._end_rest(goes_on=True)
+
+    def leave(self) -> bool:
+        """Make no call any more, as the actor lives elsewhere; False, and nothing happens, if it does not rest.
+
+        All calls that came are answered so before this returns.
+        """
+        with self._lock:
+            if not self._rests:
+                return False
+            self._is_away = True
+            while not self._calls.empty():
+                self._kept.append(self._calls.get_nowait())
+            for call in self._kept:
+                if call is not None:
+                    call.reply(_ELSEWHERE)
+            self._kept.clear()
+            self._end_rest(goes_on=False)
+            return True
+
+    def _end_rest(self, *, goes_on: bool) -> None:
+        if self._rests:
+            self._rests = False
+            self._verdicts.put(goes_on)
+
+    def _rest_if_asked(self, call: _Call | None) -> bool:
+        """In the first thread, before this call: rest if that was asked. Whether the actor goes on here."""
+        with self._lock:
+            self._kept.appendleft(call)
+            offer, self._offer = self._offer, None
+            if offer is None:
+                return True
+            self._rests = True
+        try:
+            state: Frames | str = dump_value(self._value)
+        except BaseException as error:  # pickling runs the user's code
+            state = f"it cannot be pickled: {describe_failure(error)[1]}"
+        offer(state)
+        del state
+        return self._verdicts.get()
+
+    def _make(self) -> bool:
+        """In the first thread, for an actor that comes from elsewhere: make the object, and wait for the verdict."""
+        try:
+            self._value = load_frames(self._state or [])
+        except BaseException as error:  # unpickling runs the user's code
+            self._rests, self._is_away = False, True
+            self._made(describe_failure(error)[1])
+            return False
+        finally:
+            self._state = None
+        self._made("")
+        return self._verdicts.get()
 
     def _put(self, call: _Call | None) -> None:
         self._calls.put(call)
@@ -100,7 +228,9 @@ class HostedActor:
 
     def _serve(self) -> None:
         enter(self._context)
-        while (call := self._calls.get()) is not None:
+        if self._state is not None and not self._make():
+            return
+        while (call := self._next()) is not None:
             if self._is_async(call):
                 threading.Thread(
                     target=self._run_loop, args=(call,), name=f"{self._thread.name}-loop", daemon=True
@@ -111,9 +241,22 @@ class HostedActor:
             call.reply(self._compute(call))
             del call
 
+    def _next(self) -> _Call | None:
+        """The next call to make; None after the last one, or if the actor lives elsewhere."""
+        while True:
+            call = self._kept.popleft() if self._kept else self._calls.get()
+            if self._offer is not None:
+                if not self._rest_if_asked(call):
+                    return None
+            elif call is not _WAKE:
+                return call
+
     def _serve_loop(self) -> None:
         while (call := self._held.get()) is not None:
-            call.reply(self._compute(call))
+            if call is _WAKE:
+                self._rest_if_asked(call)
+            else:
+                call.reply(self._compute(call))
             del call
             self._held_ended.put(None)
 
@@ -142,6 +285,7 @@ class HostedActor:
     async def _take_calls(self, first: _Call) -> None:
         self._token = trio.lowlevel.current_trio_token()  # before the queue is looked at
         async with trio.open_nursery() as nursery:
+            self._under_way += 1
             await nursery.start(self._answer, first)
             while await self._begin_gathered(nursery):
                 await self._woken.wait()
@@ -150,16 +294,34 @@ class HostedActor:
     async def _begin_gathered(self, nursery: trio.Nursery) -> bool:
         """Begin the calls that are there, in their order; False after the last one of all."""
         self._woken = trio.Event()
-        while not self._calls.empty():
-            call = self._calls.get_nowait()
+        while True:
+            if self._offer is not None and not self._under_way:
+                self._hold(_WAKE)
+                if self._is_away:
+                    return False
+            call = self._take()
+            if call is _NOTHING:
+                return True
             if call is None:
                 return False
+            if call is _WAKE:
+                continue
             if self._is_async(call):
+                self._under_way += 1
                 await nursery.start(self._answer, call)  # it returns when the call has begun
             else:
-                self._held.put(call)
-                self._held_ended.get()
-        return True
+                self._hold(call)
+
+    def _take(self) -> _Call | None:
+        """The next call, None after the last one of all, `_NOTHING` if none has come."""
+        if self._kept:
+            return self._kept.popleft()
+        return _NOTHING if self._calls.empty() else self._calls.get_nowait()
+
+    def _hold(self, call: _Call) -> None:
+        """Have the first thread make this call, or rest; the loop stands still meanwhile."""
+        self._held.put(call)
+        self._held_ended.get()
 
     async def _answer(self, call: _Call, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         task_status.started()
@@ -175,6 +337,17 @@ class HostedActor:
             answer = _described(error)
         finally:
             call.reply(answer)
+            self._under_way -= 1
+            if self._offer is not None:
+                self._woken.set()
+
+
+class Caller(Protocol):
+    """A channel on which calls come."""
+
+    @property
+    def was_told(self) -> bool: ...
+    def tell_moved(self, key: Key, run: RunId) -> None: ...
 
 
 class HostedActors:
@@ -184,6 +357,16 @@ class HostedActors:
         self.address = ""
         """Of this worker, as its last session had it."""
         self._actors: dict[Key, HostedActor] = {}
+        self._released: WeakValueDictionary[Key, HostedActor] = WeakValueDictionary()
+        """Those that may still have calls to make, which came before."""
+        self._callers: dict[Caller, None] = {}
+        """For the worker's own thread, like the next two."""
+        self._silent: dict[object, None] = {}
+        """Channels that have brought nothing yet."""
+        self._changed = trio.Event()
+        """One of them has ended, or spoken."""
+        self.have_moved = False
+        """Whether an actor has moved away from here."""
 
     def host(self, context: TaskContext, value: Any) -> Any:
         """Keep what a task has made; returns the proxy that is the task's result."""
@@ -193,17 +376,76 @@ class HostedActors:
         self._actors[run.key] = HostedActor(context, value)
         return hooks.actor(kind_of(value), run.key, run.run, self.address)
 
+    def add(self, actor: HostedActor) -> Any:
+        """Take in an actor that was made from its state; returns its proxy."""
+        assert hooks.actor is not None, "trio_dask sets it"
+        key = actor.run.key
+        self.drop((key,))
+        self._actors[key] = actor
+        return hooks.actor(actor.kind, key, actor.run.run, self.address)
+
     def find(self, key: Key, run: int) -> HostedActor | None:
-        """The actor that this run has made."""
-        found = self._actors.get(key)
+        """The actor that this run has made, if it is here or was released a moment ago."""
+        found = self._actors.get(key) or self._released.get(key)
         return found if found is not None and found.run.run == run else None
 
+    def present(self, key: Key) -> HostedActor | None:
+        """The actor that is the result of `key`."""
+        return self._actors.get(key)
+
+    def settle(self, key: Key, *, here: bool) -> None:
+        """An actor that rests, or is to, lives here and goes on, or elsewhere."""
+        actor = self._actors.get(key)
+        if actor is None:
+            return
+        if here:
+            actor.stay()
+        elif actor.leave():
+            self.have_moved = True
+            del self._actors[key]  # not before: calls come in order
+            for caller in self._callers:
+                caller.tell_moved(key, actor.run.run)
+
     def drop(self, keys: Iterable[Key]) -> None:
-        """These results were released."""
+        """These results were released; an actor that rests lives elsewhere."""
         for key in keys:
+            self.settle(key, here=False)
             actor = self._actors.pop(key, None)
             if actor is not None:
+                self._released[key] = actor
                 actor.close()
+
+    def begin_calls(self, caller: Caller) -> None:
+        """A channel brings calls. In the worker's own thread."""
+        self._callers[caller] = None
+
+    def end_calls(self, caller: Caller) -> None:
+        """It brings no more."""
+        self._callers.pop(caller, None)
+        self._note_change()
+
+    def channel_began(self, channel: object) -> None:
+        """A channel is there, and its first request is on its way."""
+        self._silent[channel] = None
+
+    def channel_spoke(self, channel: object) -> None:
+        """The first request has come, or the channel has ended."""
+        if self._silent.pop(channel, self) is None:
+            self._note_change()
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_for_callers(self) -> None:
+        """Return once all callers that were told that an actor has moved have read it, and so ended their channels.
+
+        Nor may a channel be left that has brought nothing yet: a call on its way to a worker that has ended would be
+        lost. After `FOLLOW_S` this returns in any case.
+        """
+        with trio.move_on_after(FOLLOW_S):
+            while self._silent or any(caller.was_told for caller in self._callers):
+                await self._changed.wait()
 
     def drop_unwanted(self, run: Run) -> None:
         """The result of this run is not wanted any more."""

@@ -75,6 +75,10 @@ class Listener:
             log.info("Start worker at: %s", advertised)
         return advertised
 
+    def close(self) -> None:
+        """Take no more connections, for this worker leaves. Those that are there go on."""
+        self._scope.cancel()
+
     async def _choose_host(self, scheduler: Address) -> str:
         settings = self._settings
         if scheduler.is_in_process:

@@ -256,7 +256,7 @@ class _Worker:
                 is_unproven = isinstance(error, RefusedError) and not isinstance(error, ProvenRefusal)
             else:
                 is_unproven, self._said_refusal = False, ""
-                end = await self._session(connection, registration, task_status)
+                end = await self._session(connection, registration, listener, task_status)
                 if isinstance(end, EndSession):
                     if self._leaves_after(end):
                         return
@@ -358,7 +358,11 @@ class _Worker:
         return connection, registration
 
     async def _session(
-        self, connection: Connection, registration: Registration, task_status: trio.TaskStatus[Address]
+        self,
+        connection: Connection,
+        registration: Registration,
+        listener: Listener,
+        task_status: trio.TaskStatus[Address],
     ) -> EndSession | str:
         """From registration to the end of the session: how the scheduler ended it, or why it was lost."""
         welcome = connection.hello
@@ -378,7 +382,7 @@ class _Worker:
             if is_first:
                 task_status.started(registration.address)
             try:
-                return await self._converse(connection)
+                return await self._converse(connection, listener)
             except ConnectionLost as error:
                 return str(error)
             except ProtocolError as error:
@@ -398,10 +402,13 @@ class _Worker:
                 self._retries.lost_contact(now, silent_s if silent_s >= connection.link.silence_s else 0.0)
                 self._set_death()
 
-    async def _converse(self, connection: Connection) -> EndSession:
+    async def _converse(self, connection: Connection, listener: Listener) -> EndSession:
         async for batch in connection.batches():
             end = self._driver.receive(batch)
             if end is not None:
+                if end.then is Then.LEAVE and self._driver.handle.actors.have_moved:
+                    listener.close()
+                    await self._driver.handle.actors.wait_for_callers()
                 await connection.aclose(end.reason)
                 return end
         reason = connection.goodbye.reason if connection.goodbye is not None else ""

@@ -1,10 +1,11 @@
-"""What the scheduler notes of copies: those under way, how they end with their result, those that may be surplus."""
+"""What the scheduler notes of copies, and of actors that move: those under way, and how they end with their result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from trio_dask.protocol.messages import SettleActor
 from trio_dask.scheduler.core.pending_requests import CopiesMade
 
 if TYPE_CHECKING:
@@ -59,6 +60,30 @@ class MemoryManager:
         self.replicated[task] = None
         if self.due_at == NEVER:
             self.due_at = now + self.interval_s
+
+
+class ActorMove(NamedTuple):
+    """An actor is on its way, by the order of this number; until `target` has it, `source` is its home."""
+
+    order: int
+    source: Worker
+    target: Worker
+
+
+def withdraw_move(state: State, task: Task) -> None:
+    """An actor does not move after all: it goes on where it is, and what the other worker has of it is dropped."""
+    move = state.actor_moves.pop(task)
+    if move.source.phase.has_session:
+        state.send(move.source.peer, SettleActor(task.key, True))
+    if move.target.phase.has_session:
+        give_up_actor(state, task, move.target)
+
+
+def give_up_actor(state: State, task: Task, worker: Worker) -> None:
+    """Have a worker that is not the home of an actor drop what it has of it; it may keep the proxy."""
+    state.send(worker.peer, SettleActor(task.key, False))
+    if task not in worker.holds:
+        state.free(worker.peer, task.key)
 
 
 def withdraw_copies(state: State, task: Task) -> None:

@@ -67,6 +67,10 @@ def check(state: State) -> None:
         assert under_way, f"{task} is said to be copied"
         for worker in under_way:
             assert worker.phase.has_session, f"{worker} copies {task}"
+    for task, move in state.actor_moves.items():
+        assert task.is_home_of_actor(move.source), f"{task} is to leave a worker where it does not live"
+        assert type(move.source.phase) is Retiring, f"{task} is to leave a worker that stays"
+        assert move.target.phase is HERE, f"{task} is to move to a worker that does not stay"
     for task, spreads in state.spreads.items():
         assert task in state.copies, f"{task} is to be copied, and no copy is under way"
         assert all(spread.targets and spread.goal.open for spread in spreads), f"copies of {task} are over"
@@ -147,6 +151,7 @@ def check_empty(state: State) -> None:
     assert not state.blobs, f"{len(state.blobs)} blobs are left"
     assert not state.copies and not state.spreads, "copies are under way"  # noqa: PT018
     assert not state.surplus, "replicas are said to be surplus"
+    assert not state.actor_moves, "actors are said to move"
     for worker in state.workers.values():
         assert not worker.processing, f"{worker} still processes"
         assert not worker.holds, f"{worker} still holds"

@@ -13,6 +13,7 @@ from trio_dask.ids import PeerId
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.wire_constants import MAX_SECEDED
 from trio_dask.scheduler.core import (
+    actor_moves,
     clients,
     copies,
     memory_manager,
@@ -342,6 +343,8 @@ FROM_WORKER: Final[dict[type[Any], Callable[[State, Worker, Any], None]]] = {
     m.Inventory: reconnect.reconcile,
     m.Drain: retirement.drain,
     m.NotAcquired: copies.not_acquired,
+    m.ActorHeld: actor_moves.held,
+    m.ActorTaken: actor_moves.taken,
     m.PluginDone: plugins.worker_done,
     m.LogEvent: log_event,
 }

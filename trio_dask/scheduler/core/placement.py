@@ -134,14 +134,23 @@ def _drop_empty_queues(state: State) -> None:
 def register_eligible(queue: Queue, worker: Worker) -> None:
     """Make a worker eligible for a queue if it meets the demands."""
     options = queue.options
-    info = worker.info
-    if options.workers:
-        names = (info.name, info.host, *places_of(info.address))
-        if not any(name in names for name in options.workers):
-            return
-    if all(info.resources.get(name, 0.0) >= amount for name, amount in options.resources):
+    if is_named(worker, options) and offers_resources(worker, options):
         queue.eligible[worker] = None
         worker.queues.append(queue)
+
+
+def is_named(worker: Worker, options: TaskOptions) -> bool:
+    """Whether tasks with these options name this worker, or none."""
+    if not options.workers:
+        return True
+    info = worker.info
+    names = (info.name, info.host, *places_of(info.address))
+    return any(name in names for name in options.workers)
+
+
+def offers_resources(worker: Worker, options: TaskOptions) -> bool:
+    """Whether a worker offers as much as these options require."""
+    return all(worker.info.resources.get(name, 0.0) >= amount for name, amount in options.resources)
 
 
 def has_resources(worker: Worker, options: TaskOptions) -> bool:

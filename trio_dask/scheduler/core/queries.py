@@ -50,6 +50,14 @@ def _who_has(state: State, keys: tuple[str, ...]) -> dict[str, list[str]]:
     return holders
 
 
+def _actor_home(state: State, keys: tuple[str, ...]) -> str:
+    """The address of the worker on which this actor lives; empty if it lives nowhere."""
+    for task in _tasks(state, keys[:1]):
+        if task.options.actor and isinstance(task.phase, InMemory):
+            return task.phase.holders[0].info.address
+    return ""
+
+
 def _has_what(state: State, names: tuple[str, ...]) -> dict[str, list[str]]:
     return {worker.info.address: [task.key for task in worker.holds] for worker in _workers(state, names)}
 
@@ -226,6 +234,7 @@ def _fence(state: State, arguments: tuple[str, ...]) -> None:
 
 _QUESTIONS: Final[dict[str, Callable[[State, tuple[str, ...]], Any]]] = {
     "who_has": _who_has,
+    "actor_home": _actor_home,
     "has_what": _has_what,
     "processing": _processing,
     "nbytes": _nbytes,

@@ -15,7 +15,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import CancelRuns, Free, Inventory, WorkerAlive, WorkerExited
+from trio_dask.protocol.messages import CancelRuns, Free, Inventory, SettleActor, WorkerAlive, WorkerExited
 from trio_dask.scheduler.core.retirement import begin_retiring
 from trio_dask.scheduler.core.state import ClosePeer, LogLine, State, Worker, WorkerInfo
 from trio_dask.scheduler.core.task_states import InMemory, Processing
@@ -104,6 +104,8 @@ def reconcile(state: State, worker: Worker, inventory: Inventory) -> None:
         task = state.tasks.get(key)
         if task is not None and isinstance(task.phase, InMemory) and worker in task.phase.holders:
             kept[key] = None
+            if task.options.actor:  # it may have been about to move when the connection was lost
+                state.send(worker.peer, SettleActor(key, task.is_home_of_actor(worker)))
         else:
             foreign.append(key)
     for task in list(worker.holds):

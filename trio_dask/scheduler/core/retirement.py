@@ -1,9 +1,9 @@
 """Workers that leave in good order: nothing that runs is cut off, and no result is lost with them.
 
-A retiring worker gets no more work. The scheduler takes back what it has not started, lets its runs finish, and has
-others copy the results that it alone holds. When nothing keeps it any longer, the scheduler dismisses it. A worker
-retires because it says so itself (`Drain`: it was told to stop, or has come to its end), or because a client wants it
-to (`Retire`).
+A retiring worker gets no more work. The scheduler takes back what it has not started, lets its runs finish, has others
+copy the results that it alone holds, and has actors move that can (`actor_moves`). When nothing keeps it any longer,
+the scheduler dismisses it. A worker retires because it says so itself (`Drain`: it was told to stop, or has come to its
+end), or because a client wants it to (`Retire`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final
 
 from trio_dask.ids import PeerId, places_of
 from trio_dask.protocol.messages import Drain, Leave, Reply, Retire, ReturnRuns
+from trio_dask.scheduler.core.actor_moves import hosted_actors, move_actors, refuse_to_move
 from trio_dask.scheduler.core.copies import order
 from trio_dask.scheduler.core.copy_records import Order
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkersGone
@@ -75,8 +76,10 @@ def check_retirements(state: State) -> None:
         if worker.phase is not phase or not isinstance(phase, Retiring):
             continue  # its retirement was called off together with another one
         retirement = phase.retirement
-        actors = _hosted_actors(worker)
-        if actors and (retirement.reason in PATIENT or _call_off(state, worker, retirement, _hosts(worker, actors))):
+        are_moving, refusal = move_actors(state, worker, retirement)
+        if refusal and retirement.reason not in PATIENT and _call_off(state, worker, retirement, refusal):
+            continue
+        if are_moving or (refusal and retirement.reason in PATIENT):
             continue
         alone = _held_alone(worker)
         if (
@@ -100,13 +103,13 @@ def retire(state: State, client: Client, message: Retire) -> None:
     else:
         ranked = sorted(
             state.workers.values(),
-            key=lambda worker: (bool(_hosted_actors(worker)), len(worker.processing), worker.managed_bytes),
+            key=lambda worker: (bool(hosted_actors(worker)), len(worker.processing), worker.managed_bytes),
         )
         chosen = [worker for worker in ranked if worker.phase.retirement is None][: max(0, message.number)]
     staying = [worker for worker in state.workers.values() if worker not in chosen and worker.phase.retirement is None]
     for worker in chosen:
-        if actors := _hosted_actors(worker):
-            _refuse(state, client.peer, message.request, _hosts(worker, actors))
+        if refusal := refuse_to_move(state, worker, staying):
+            _refuse(state, client.peer, message.request, refusal)
             return
         if not staying and worker.holds:
             _refuse(state, client.peer, message.request, _nowhere(worker, list(worker.holds)))
@@ -141,11 +144,6 @@ def _held_alone(worker: Worker) -> list[Task]:
         and not task.options.actor
         and all(holder.phase.retirement is not None for holder in task.phase.holders)
     ]
-
-
-def _hosted_actors(worker: Worker) -> list[Task]:
-    """The actors that live on this worker: they cannot be copied."""
-    return [task for task in worker.holds if task.is_home_of_actor(worker)]
 
 
 def _have_copied(state: State, worker: Worker, retirement: Retirement, alone: list[Task]) -> bool:
@@ -200,14 +198,6 @@ def _nowhere(worker: Worker, tasks: list[Task]) -> str:
     return (
         f"worker {worker.info.title} holds the only copies of {len(tasks)} results, and no other worker is there to "
         "take them; start another worker first, or release them"
-    )
-
-
-def _hosts(worker: Worker, actors: list[Task]) -> str:
-    return (
-        f"the actor {actors[0].key!r} lives on worker {worker.info.title}"
-        f"{f', and {len(actors) - 1} more' if len(actors) > 1 else ''}, and would be lost with it; "
-        "release it first, or restart the worker if it may be lost"
     )
 
 

@@ -15,7 +15,7 @@ from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Free, Message, Stuck
 from trio_dask.scheduler.core.coordination.table import Coordination
-from trio_dask.scheduler.core.copy_records import Copy, MemoryManager, Spread
+from trio_dask.scheduler.core.copy_records import ActorMove, Copy, MemoryManager, Spread
 from trio_dask.scheduler.core.events import EventRing
 from trio_dask.scheduler.core.pending_requests import PendingRequests
 from trio_dask.scheduler.core.priority_queue import TaskQueue
@@ -429,6 +429,8 @@ class State:
         self.index = WorkerIndex(settings)
         self.copies: dict[Task, dict[Worker, Copy]] = {}
         """Copies under way, by result and by the worker that makes them. See `copies`."""
+        self.actor_moves: dict[Task, ActorMove] = {}
+        """Actors on their way to another worker."""
         self.spreads: dict[Task, list[Spread]] = {}
         """What clients want copied, until it is; a copy is under way for each of them."""
         self.surplus: dict[tuple[Task, Worker], InMemory] = {}

@@ -30,7 +30,7 @@ from trio_dask.ids import PeerId
 from trio_dask.protocol.messages import CancelRuns, KeyFailed, KeyPending, KeyReady
 from trio_dask.protocol.wire_constants import SMALL_VALUE_BYTES
 from trio_dask.scheduler.core.blobs import unreference
-from trio_dask.scheduler.core.copy_records import withdraw_copies
+from trio_dask.scheduler.core.copy_records import withdraw_copies, withdraw_move
 from trio_dask.scheduler.core.state import COORDINATION, FIRE_AND_FORGET, Client, State, Task, Worker
 from trio_dask.scheduler.core.task_states import (
     FORGOTTEN,
@@ -157,6 +157,15 @@ def add_replica(task: Task, phase: InMemory, worker: Worker) -> None:
         phase.holders += (worker,)
         worker.holds[task] = None
         worker.managed_bytes += phase.nbytes
+
+
+def move_home(task: Task, phase: InMemory, source: Worker, target: Worker, value: bytes | None) -> None:
+    """An actor lives at `target` now, and no more at `source`; `value` is its new proxy, if that is small."""
+    add_replica(task, phase, target)
+    phase.holders = (target, *(holder for holder in phase.holders if holder is not source and holder is not target))
+    source.holds.pop(task, None)
+    source.managed_bytes -= phase.nbytes
+    phase.small_value = value if value is not None and len(value) <= SMALL_VALUE_BYTES else None
 
 
 def store_scattered(state: State, task: Task, worker: Worker, nbytes: int, type_name: str) -> None:
@@ -503,6 +512,8 @@ def _inputs_lost(state: State, task: Task, why: str) -> None:
 def _free(state: State, task: Task, phase: InMemory) -> None:
     if task in state.copies:
         withdraw_copies(state, task)
+    if task in state.actor_moves:
+        withdraw_move(state, task)
     for holder in phase.holders:
         del holder.holds[task]
         holder.managed_bytes -= phase.nbytes

@@ -15,7 +15,7 @@ from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol.hello import Hello
 
 if TYPE_CHECKING:
-    from trio_dask.scheduler.core.state import Task
+    from trio_dask.scheduler.core.state import Task, Worker
 
 
 WORKER_TRANSITIONS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
@@ -42,6 +42,17 @@ WORKER_TRANSITIONS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class ActorTrouble:
+    """Why an actor has not moved so far."""
+
+    text: str
+    is_final: bool
+    """No other worker is to try it."""
+    tried: list[Worker] = field(default_factory=list["Worker"])
+    """These could not make it."""
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class Retirement:
     """That a worker is to leave, and why; it lasts while the worker is away."""
 
@@ -50,6 +61,8 @@ class Retirement:
     """The worker drains: it takes no more runs, and cannot be kept."""
     attempts: dict[Task, int] = field(default_factory=dict["Task", int])
     """How often each result that only retiring workers hold was to be copied elsewhere."""
+    actors: dict[Task, ActorTrouble] = field(default_factory=dict["Task", "ActorTrouble"])
+    """Why actors have not moved elsewhere so far."""
 
 
 @dataclass(slots=True, eq=False, repr=False)

@@ -10,6 +10,7 @@ and removes workers, `reconnect` has them go away and return, `retirement` has t
 from __future__ import annotations
 
 from trio_dask.scheduler.core.copies import target_left
+from trio_dask.scheduler.core.copy_records import withdraw_move
 from trio_dask.scheduler.core.placement import register_eligible
 from trio_dask.scheduler.core.state import Queue, State, Worker
 from trio_dask.scheduler.core.stuck_tasks import check_soon
@@ -49,6 +50,10 @@ def change_phase(state: State, worker: Worker, phase: WorkerPhase) -> None:
         target_left(state, worker)
     elif phase.has_session and not before.has_session:
         _enter_tables(state, worker)
+    if state.actor_moves:
+        for task, under_way in list(state.actor_moves.items()):
+            if worker in (under_way.source, under_way.target):
+                withdraw_move(state, task)
     if phase is GONE:
         leave_tables(state, worker)
         state.pending.worker_left(worker)

@@ -6,7 +6,15 @@ from enum import Enum
 from typing import NamedTuple, NewType
 
 from trio_dask.ids import Digest, Key
-from trio_dask.protocol.messages import FromWorker, Run, SetUpPlugin, TearDownPlugin
+from trio_dask.protocol.messages import (
+    FromWorker,
+    HandOverActor,
+    Run,
+    SettleActor,
+    SetUpPlugin,
+    TakeActor,
+    TearDownPlugin,
+)
 
 FetchId = NewType("FetchId", int)
 """Names one attempt to fetch from one peer; minted by the core, counting up."""
@@ -59,7 +67,19 @@ class EndSession(NamedTuple):
     then: Then
 
 
-Request = CancelRun | StartFetch | CancelFetch | FreeKeys | ForgetFunctions | SetUpPlugin | TearDownPlugin | EndSession
+Request = (
+    CancelRun
+    | StartFetch
+    | CancelFetch
+    | FreeKeys
+    | ForgetFunctions
+    | SetUpPlugin
+    | TearDownPlugin
+    | HandOverActor
+    | TakeActor
+    | SettleActor
+    | EndSession
+)
 
 
 class Effects(NamedTuple):

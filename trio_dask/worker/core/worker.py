@@ -26,6 +26,8 @@ or `reset` makes it forget everything.
 The slots move runs from ready to executing on their own (see `ReadyQueue`), so a run is executing when it is current
 and neither waiting nor ready. Events name a run by the very object that was offered, for a new scheduler may count its
 runs from one again; the outcome of a run that is not current is dropped.
+
+This file is long because all events and messages change the same tables, and each is a few lines.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from trio_dask.errors import ProtocolError
-from trio_dask.ids import Digest, Key, RunId
+from trio_dask.ids import Digest, Key, RunId, actor_state
 from trio_dask.protocol import messages as m
 from trio_dask.worker.core.blobs import BlobTable
 from trio_dask.worker.core.effects import (
@@ -288,6 +290,16 @@ class WorkerCore:
     def _tear_down_plugin(self, message: m.TearDownPlugin, now: float) -> None:
         self._requests.append(message)
 
+    def _hand_over_actor(self, message: m.HandOverActor, now: float) -> None:
+        self._requests.append(message)
+
+    def _take_actor(self, message: m.TakeActor, now: float) -> None:
+        self._requests.append(message)
+
+    def _settle_actor(self, message: m.SettleActor, now: float) -> None:
+        self._free((actor_state(message.key),))
+        self._requests.append(message)
+
     def _leave(self, message: m.Leave, now: float) -> None:
         self._requests.append(EndSession(message.reason, Then.RESTART if message.restart else Then.LEAVE))
 
@@ -304,6 +316,9 @@ class WorkerCore:
         m.CancelRuns: _cancel_runs,
         m.SetUpPlugin: _set_up_plugin,
         m.TearDownPlugin: _tear_down_plugin,
+        m.HandOverActor: _hand_over_actor,
+        m.TakeActor: _take_actor,
+        m.SettleActor: _settle_actor,
         m.Leave: _leave,
         m.SchedulerStops: _scheduler_stops,
     }
@@ -407,6 +422,22 @@ class WorkerCore:
         if key in self._waiters or key in self.fetches.acquiring:
             self._arrived(key)
         return True
+
+    # ------------------------------------------------------------------------------------------ from actors that move
+
+    def actor_held(self, held: m.ActorHeld, nbytes: int) -> None:
+        """An actor rests, and its pickled object was stored; or it goes on, as the text says."""
+        if not held.text:
+            self.held.add(actor_state(held.key), nbytes)
+        self._outbox.append(held)
+
+    def actor_taken(self, taken: m.ActorTaken, nbytes: int) -> None:
+        """An actor has come, and its proxy was stored; or it has not, as the text says."""
+        if not taken.text:
+            self.held.add(taken.key, nbytes)
+            if taken.key in self._waiters or taken.key in self.fetches.acquiring:
+                self._arrived(taken.key)
+        self._outbox.append(taken)
 
     # ------------------------------------------------------------------------------------------ from the store
 
