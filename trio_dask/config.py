@@ -192,7 +192,12 @@ def _protocol(text: str) -> Scheme:
     return name  # type: ignore[return-value]
 
 
+def _protocols(text: str) -> tuple[Scheme, ...]:
+    return tuple(_protocol(name) for name in text.split(","))
+
+
 PROTOCOL = Reader("NAME", _protocol)
+PROTOCOLS = Reader("NAME,...", _protocols, ",".join)
 BOOLEAN = Reader("BOOLEAN", parse_boolean)
 
 WHERE_TO_LISTEN = "Where to listen"
@@ -297,8 +302,9 @@ SchedulerProtocol = Annotated[
 class SchedulerSettings(NamedTuple):
     """What one scheduler process needs to know.
 
-    An empty `host` means all interfaces; `port` 0 means any free one. `address`, which names any kind of listener
-    (`inproc://name`), or `listen_fd`, an inherited socket that listens, replaces host, port and interface.
+    An empty `host` means all interfaces; port 0 means any free one. It listens with each of the `protocols`, at the
+    port in the same place, or at any free one if there are fewer `ports`. `address`, which names any kind of listener
+    (`inproc://name`), or `listen_fd`, an inherited socket that listens, replaces host, ports and interface.
 
     A worker without a nanny is lost after `lone_worker_ttl_s`: no other process can vouch for it while a task holds the
     interpreter. Where one message follows another, the scheduler polls for up to `busy_poll_s` before it sleeps.
@@ -306,7 +312,7 @@ class SchedulerSettings(NamedTuple):
 
     address: str | None = None
     host: str = ""
-    port: int = DEFAULT_PORT
+    ports: tuple[int, ...] = (DEFAULT_PORT,)
     interface: Annotated[
         str | None,
         Option(
@@ -317,17 +323,18 @@ class SchedulerSettings(NamedTuple):
             instead=("host",),
         ),
     ] = None
-    protocol: Annotated[
-        Scheme,
+    protocols: Annotated[
+        tuple[Scheme, ...],
         Option(
             "--protocol",
-            "Protocol of connections; tls and wss encrypt them, with certificates or without. Default: tls with "
-            "certificates, else tcp.",
+            "Protocol of connections, or several: tcp, tls, ws, wss; tls and wss encrypt them, with certificates or "
+            "without. Default: tls with certificates, else tcp.",
             WHERE_TO_LISTEN,
+            PROTOCOLS,
             hides_default=True,
             config="distributed.comm.default-scheme",
         ),
-    ] = DEFAULT_SCHEME
+    ] = (DEFAULT_SCHEME,)
     contact_host: str | None = None
     listen_fd: int | None = None
     reconnect_grace_s: Annotated[
@@ -440,6 +447,14 @@ class SchedulerSettings(NamedTuple):
     keepalive_s: float = 2.0
     silence_s: Annotated[float, Key("distributed.comm.timeouts.tcp", SILENCE)] = 60.0
     grace_s: float = 2.0
+
+    def listeners(self) -> list[tuple[Scheme, int]]:
+        """Each protocol and its port. Raises `UsageError` if there are more ports than protocols."""
+        spare = len(self.protocols) - len(self.ports)
+        if spare < 0:
+            ports, protocols = ",".join(map(str, self.ports)), ",".join(self.protocols)
+            raise UsageError(f"{ports} are more ports than protocols ({protocols}); give a protocol for each port")
+        return list(zip(self.protocols, (*self.ports, *[0] * spare), strict=True))
 
 
 class WorkerSettings(NamedTuple):

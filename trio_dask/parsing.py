@@ -149,6 +149,15 @@ def parse_port(text: str) -> int:
     return _whole_number(text, 0, 65535, "a port; give a number from 1 to 65535, or 0 for any free port")
 
 
+def parse_ports(text: str) -> tuple[int, ...]:
+    """One port or several, separated by commas, all different but for zeros."""
+    ports = tuple(map(parse_port, text.split(",")))
+    for port in ports:
+        if port and ports.count(port) > 1:
+            raise UsageError(f"{_quote(text)} has {port} twice; give each protocol a port of its own, or 0")
+    return ports
+
+
 def parse_port_range(text: str) -> tuple[int, int]:
     """One port, or `first:last` with both ends included, tried in order."""
     first_text, colon, last_text = text.partition(":")

@@ -30,6 +30,7 @@ WORD = ["", "a\nb", "\udcff", "\x1b[31m", LONG]
 HOST = ["a b", "\udcff", "a\nb", "\xe9..b", "\xe9" * 80, "h:h:h", "inproc://x", "nonsense://x", LONG]
 BAD: Mapping[str, Sequence[str]] = {
     "PORT": [*WHOLE, "99999"],
+    "PORT,...": [*WHOLE, "99999"],
     "N": WHOLE,
     "TIME": [*NUMBER, "5 parsecs"],
     "FRACTION": [*NUMBER, "2", "200%"],
@@ -38,6 +39,7 @@ BAD: Mapping[str, Sequence[str]] = {
     "PAIRS": [*NUMBER, "GPU=-1", "GPU=nan", "=1", f"{LONG}=1"],
     "NAME=VALUE": ["", "x", "=1"],
     "NAME": WORD,
+    "NAME,...": [*WORD, "ucx"],
     "HOST": [*WORD, ".x", "x..y", "x" * 64],
     "TEXT": WORD,
     "ADDRESS": [*HOST, "", "h:99999", "h:word"],

@@ -49,8 +49,8 @@ class Scheduler(Embedded):
 
     Args:
       host: name or address to listen on; by default all interfaces.
-      port: 0 takes any free one.
-      protocol: "tcp", "tls", "ws" or "wss". By default TLS with `security`, and else TCP.
+      port: 0 takes any free one; a list for several protocols, where what is missing means 0.
+      protocol: "tcp", "tls", "ws" or "wss", or a list of these. By default TLS with `security`, and else TCP.
       security: certificates and TLS settings, a `Security` or a dict of its arguments; True for temporary ones.
       plugins: see `SchedulerPlugin`.
       options: any other option of `dask-scheduler`, such as `idle_timeout="1h"`, `scheduler_file=`, `cluster_key=` or
@@ -66,8 +66,8 @@ class Scheduler(Embedded):
         self,
         *,
         host: str | None = None,
-        port: int | str = 0,
-        protocol: str | None = None,
+        port: int | str | Sequence[int] = 0,
+        protocol: str | Sequence[str] | None = None,
         security: Any = None,
         plugins: Sequence[Any] = (),
         **options: Any,
@@ -91,6 +91,11 @@ class Scheduler(Embedded):
     def address(self) -> str:
         """Where workers and clients reach it; empty before it runs."""
         return "" if self._handle is None else self._handle.address
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """One for each protocol, the first of which is `address`; empty before it runs."""
+        return () if self._handle is None else self._handle.addresses
 
     @property
     def id(self) -> str:
@@ -134,11 +139,13 @@ class Scheduler(Embedded):
         settings = self._plan.settings
         modules = preload(settings.preload, settings.preload_argv)
         async with set_up(modules, settings.preload_argv, handle):
-            remember_cluster(handle.address, self._plan.credentials_of)
+            for address in handle.addresses:
+                remember_cluster(address, self._plan.credentials_of)
             try:
                 yield
             finally:
-                forget_cluster(handle.address)
+                for address in handle.addresses:
+                    forget_cluster(address)
 
 
 class Worker(Embedded):
