@@ -423,8 +423,8 @@ class SchedulerSettings(NamedTuple):
         tuple[str, ...],
         Option(
             "--preload",
-            "Module or .py file that the scheduler imports first; its dask_setup(scheduler) is called. Can be "
-            "repeated. It gets the options that the scheduler does not know.",
+            "Module, .py file, URL or code that the scheduler imports first; its dask_setup(scheduler) is called. Can "
+            "be repeated. It gets the options that the scheduler does not know.",
             HOW_IT_RUNS,
             MODULE,
             collect=tuple,
@@ -640,7 +640,8 @@ class NannySettings(NamedTuple):
 
     With a `port_range` of None it does not serve `rpc`. It gives up once the start has failed in the same way
     `same_failures` times in a row. It sets `environment` before the worker's interpreter starts, and of
-    `default_environment` what is not set. The modules of `preload` find `preload_argv` as their command line.
+    `default_environment` what is not set. The modules of `preload` find `preload_argv` as their command line;
+    `preload_sources` has the code of those that are web addresses.
     """
 
     worker: WorkerSettings
@@ -727,8 +728,8 @@ class NannySettings(NamedTuple):
         tuple[str, ...],
         Option(
             "--preload",
-            "Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated. "
-            "It gets the options that dask-worker does not know.",
+            "Module, .py file, URL or code that each worker imports first; its dask_setup(worker) is called. Can be "
+            "repeated. It gets the options that dask-worker does not know.",
             HOW_THEY_RUN,
             MODULE,
             collect=tuple,
@@ -736,6 +737,7 @@ class NannySettings(NamedTuple):
         ),
     ] = ()
     preload_argv: Annotated[Argv, Key("distributed.worker.preload-argv", collect=read_argv)] = NO_ARGV
+    preload_sources: Mapping[str, str] = {}
 
     def draw_lifetime_s(self, uniform: Callable[[float, float], float]) -> float:
         """The lifetime of the next worker; `uniform(low, high)` draws how much it differs from the setting."""

@@ -438,7 +438,7 @@ def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(
     assert (only_worker(started).scheduler, only_worker(started).scheduler_file) == (None, str(path))
 
 
-@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 89), (worker.main, 150), (demo.main, 50)])
+@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 90), (worker.main, 150), (demo.main, 50)])
 def test_help_is_no_longer_than_it_has_to_be_and_shows_every_option_once(
     main: Callable[..., int], lines: int, started: list[Started], capsys: pytest.CaptureFixture[str]
 ) -> None:

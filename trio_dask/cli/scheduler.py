@@ -107,8 +107,11 @@ def scheduler(context: click.Context, /, **options: Any) -> int:
         around = None
         if settings.preload:
             from trio_dask.deploy.preload import preload, set_up
+            from trio_dask.deploy.remote_modules import read_remote_modules
 
-            around = partial(set_up, preload(settings.preload, settings.preload_argv), settings.preload_argv)
+            sources = await read_remote_modules(settings.preload)
+            modules = preload(settings.preload, settings.preload_argv, sources=sources)
+            around = partial(set_up, modules, settings.preload_argv)
         credentials = find_credentials(settings, "scheduler")
         async with trio.open_nursery() as nursery:
             running = partial(run_scheduler, credentials=credentials, around=around)

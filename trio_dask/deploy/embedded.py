@@ -23,6 +23,7 @@ from trio_dask.deploy import child_services
 from trio_dask.deploy.block import Embedded
 from trio_dask.deploy.embedded_settings import SchedulerPlan, WorkerPlan, plan_scheduler, plan_worker
 from trio_dask.deploy.preload import preload, set_up
+from trio_dask.deploy.remote_modules import read_remote_modules
 from trio_dask.deploy.worker_program import remove_scratch
 from trio_dask.errors import ClusterError
 from trio_dask.ids import WorkerName, given_name
@@ -137,7 +138,8 @@ class Scheduler(Embedded):
         for plugin in self._plugins:
             handle.add_plugin(plugin)
         settings = self._plan.settings
-        modules = preload(settings.preload, settings.preload_argv)
+        sources = await read_remote_modules(settings.preload)
+        modules = preload(settings.preload, settings.preload_argv, sources=sources)
         async with set_up(modules, settings.preload_argv, handle):
             for address in handle.addresses:
                 remember_cluster(address, self._plan.credentials_of)
@@ -302,7 +304,9 @@ class Worker(Embedded):
     async def _around(self, handle: WorkerHandle) -> AsyncGenerator[None]:
         self._handle = handle
         nanny = self._plan.settings
-        async with set_up(preload(nanny.preload, nanny.preload_argv), nanny.preload_argv, handle):
+        sources = await read_remote_modules(nanny.preload)
+        modules = preload(nanny.preload, nanny.preload_argv, sources=sources)
+        async with set_up(modules, nanny.preload_argv, handle):
             yield
 
 
@@ -447,12 +451,14 @@ class Nanny(Embedded):
     async def _run(self, task_status: trio.TaskStatus[Any]) -> None:
         from trio_dask.nanny.service import Nanny as NannyService
 
-        settings, worker = self._plan.settings, self._plan.settings.worker
+        settings, worker, option = self._plan.settings, self._plan.settings.worker, "--preload-nanny"
+        settings = settings._replace(preload_sources=await read_remote_modules(settings.preload))
         credentials = self._given or self._plan.credentials()
-        modules = preload(self._modules, settings.preload_argv, option="--preload-nanny")
+        sources = await read_remote_modules(self._modules, option=option)
+        modules = preload(self._modules, settings.preload_argv, option=option, sources=sources)
 
         def around(handle: NannyHandle) -> AbstractAsyncContextManager[None]:
-            return set_up(modules, settings.preload_argv, handle, option="--preload-nanny")
+            return set_up(modules, settings.preload_argv, handle, option=option)
 
         self._service = NannyService(
             settings,
