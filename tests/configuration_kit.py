@@ -29,6 +29,7 @@ TEXTS: Mapping[config.Reader, tuple[str, ...]] = {
     config.OUTPUT_FILE: tuple(f"no-such-file-{letter}" for letter in "abcde"),
     config.PORTS: ("1", "2", "3", "4", "5:6"),
     config.PROTOCOL: ("tcp", "tls", "ws", "wss", "tcp://"),
+    config.PROTOCOLS: ("tcp", "tls", "ws,tcp", "wss", "tcp://, ws"),
     config.SILENCE: ("101", "102s", "103", "104", "105"),
     config.SPILL_LIMIT: ("1kB", "2kB", "off", "4kB", "5kB"),
     config.TIME: ("11", "12s", "13", "14", "15 seconds"),

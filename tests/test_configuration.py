@@ -131,7 +131,7 @@ def test_every_name_of_distributed_that_we_use_is_one_that_distributed_has() -> 
         ("distributed.scheduler.idle-timeout", "null", {"idle_timeout_s": math.inf}),
         ("distributed.scheduler.allowed-failures", "null", {}),
         ("distributed.scheduler.allowed-failures", "0", {"allowed_failures": 0}),
-        ("distributed.comm.default-scheme", "ws", {"protocol": "ws"}),
+        ("distributed.comm.default-scheme", "ws", {"protocols": ("ws",)}),
         ("distributed.comm.timeouts.tcp", "1s", {"silence_s": 20}),
         ("distributed", "{}", {}),
     ],
@@ -249,7 +249,7 @@ WRONG: list[tuple[Callable[[Sources], object], str]] = [
     ),
     (
         lambda s: s.write_toml("distributed.comm.default-scheme", "ucx"),
-        "config.toml:2: distributed.comm.default-scheme: 'ucx' is not one of",
+        "config.toml:2: distributed.comm.default-scheme: 'ucx' is no protocol",
     ),
     (
         lambda s: s.set_variable("trio_dask.alowed-failures", "1"),

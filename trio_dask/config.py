@@ -192,7 +192,12 @@ def _protocol(text: str) -> Scheme:
     return name  # type: ignore[return-value]
 
 
+def _protocols(text: str) -> tuple[Scheme, ...]:
+    return tuple(_protocol(name) for name in text.split(","))
+
+
 PROTOCOL = Reader("NAME", _protocol)
+PROTOCOLS = Reader("NAME,...", _protocols, ",".join)
 BOOLEAN = Reader("BOOLEAN", parse_boolean)
 
 WHERE_TO_LISTEN = "Where to listen"
@@ -297,8 +302,9 @@ SchedulerProtocol = Annotated[
 class SchedulerSettings(NamedTuple):
     """What one scheduler process needs to know.
 
-    An empty `host` means all interfaces; `port` 0 means any free one. `address`, which names any kind of listener
-    (`inproc://name`), or `listen_fd`, an inherited socket that listens, replaces host, port and interface.
+    An empty `host` means all interfaces; port 0 means any free one. It listens with each of the `protocols`, at the
+    port in the same place, or at any free one if there are fewer `ports`. `address`, which names any kind of listener
+    (`inproc://name`), or `listen_fd`, an inherited socket that listens, replaces host, ports and interface.
 
     A worker without a nanny is lost after `lone_worker_ttl_s`: no other process can vouch for it while a task holds the
     interpreter. Where one message follows another, the scheduler polls for up to `busy_poll_s` before it sleeps.
@@ -306,7 +312,7 @@ class SchedulerSettings(NamedTuple):
 
     address: str | None = None
     host: str = ""
-    port: int = DEFAULT_PORT
+    ports: tuple[int, ...] = (DEFAULT_PORT,)
     interface: Annotated[
         str | None,
         Option(
@@ -317,17 +323,18 @@ class SchedulerSettings(NamedTuple):
             instead=("host",),
         ),
     ] = None
-    protocol: Annotated[
-        Scheme,
+    protocols: Annotated[
+        tuple[Scheme, ...],
         Option(
             "--protocol",
-            "Protocol of connections; tls and wss encrypt them, with certificates or without. Default: tls with "
-            "certificates, else tcp.",
+            "Protocol of connections, or several: tcp, tls, ws, wss; tls and wss encrypt them, with certificates or "
+            "without. Default: tls with certificates, else tcp.",
             WHERE_TO_LISTEN,
+            PROTOCOLS,
             hides_default=True,
             config="distributed.comm.default-scheme",
         ),
-    ] = DEFAULT_SCHEME
+    ] = (DEFAULT_SCHEME,)
     contact_host: str | None = None
     listen_fd: int | None = None
     reconnect_grace_s: Annotated[
@@ -416,8 +423,8 @@ class SchedulerSettings(NamedTuple):
         tuple[str, ...],
         Option(
             "--preload",
-            "Module or .py file that the scheduler imports first; its dask_setup(scheduler) is called. Can be "
-            "repeated. It gets the options that the scheduler does not know.",
+            "Module, .py file, URL or code that the scheduler imports first; its dask_setup(scheduler) is called. Can "
+            "be repeated. It gets the options that the scheduler does not know.",
             HOW_IT_RUNS,
             MODULE,
             collect=tuple,
@@ -440,6 +447,14 @@ class SchedulerSettings(NamedTuple):
     keepalive_s: float = 2.0
     silence_s: Annotated[float, Key("distributed.comm.timeouts.tcp", SILENCE)] = 60.0
     grace_s: float = 2.0
+
+    def listeners(self) -> list[tuple[Scheme, int]]:
+        """Each protocol and its port. Raises `UsageError` if there are more ports than protocols."""
+        spare = len(self.protocols) - len(self.ports)
+        if spare < 0:
+            ports, protocols = ",".join(map(str, self.ports)), ",".join(self.protocols)
+            raise UsageError(f"{ports} are more ports than protocols ({protocols}); give a protocol for each port")
+        return list(zip(self.protocols, (*self.ports, *[0] * spare), strict=True))
 
 
 class WorkerSettings(NamedTuple):
@@ -625,7 +640,8 @@ class NannySettings(NamedTuple):
 
     With a `port_range` of None it does not serve `rpc`. It gives up once the start has failed in the same way
     `same_failures` times in a row. It sets `environment` before the worker's interpreter starts, and of
-    `default_environment` what is not set. The modules of `preload` find `preload_argv` as their command line.
+    `default_environment` what is not set. The modules of `preload` find `preload_argv` as their command line;
+    `preload_sources` has the code of those that are web addresses.
     """
 
     worker: WorkerSettings
@@ -712,8 +728,8 @@ class NannySettings(NamedTuple):
         tuple[str, ...],
         Option(
             "--preload",
-            "Module or .py file that each worker imports first; its dask_setup(worker) is called. Can be repeated. "
-            "It gets the options that dask-worker does not know.",
+            "Module, .py file, URL or code that each worker imports first; its dask_setup(worker) is called. Can be "
+            "repeated. It gets the options that dask-worker does not know.",
             HOW_THEY_RUN,
             MODULE,
             collect=tuple,
@@ -721,6 +737,7 @@ class NannySettings(NamedTuple):
         ),
     ] = ()
     preload_argv: Annotated[Argv, Key("distributed.worker.preload-argv", collect=read_argv)] = NO_ARGV
+    preload_sources: Mapping[str, str] = {}
 
     def draw_lifetime_s(self, uniform: Callable[[float, float], float]) -> float:
         """The lifetime of the next worker; `uniform(low, high)` draws how much it differs from the setting."""

@@ -149,6 +149,15 @@ def parse_port(text: str) -> int:
     return _whole_number(text, 0, 65535, "a port; give a number from 1 to 65535, or 0 for any free port")
 
 
+def parse_ports(text: str) -> tuple[int, ...]:
+    """One port or several, separated by commas, all different but for zeros."""
+    ports = tuple(map(parse_port, text.split(",")))
+    for port in ports:
+        if port and ports.count(port) > 1:
+            raise UsageError(f"{_quote(text)} has {port} twice; give each protocol a port of its own, or 0")
+    return ports
+
+
 def parse_port_range(text: str) -> tuple[int, int]:
     """One port, or `first:last` with both ends included, tried in order."""
     first_text, colon, last_text = text.partition(":")
@@ -375,19 +384,49 @@ def parse_folder(text: str) -> str:
     return text
 
 
+def is_web_address(text: str) -> bool:
+    """Whether this is a URL, and no other name of a module."""
+    return text.startswith(("http://", "https://"))
+
+
+def is_source(text: str) -> bool:
+    """Whether this is the text of a module, and not its name: no name of a module has spaces, but that of a file."""
+    return not text.endswith(".py") and not is_web_address(text) and any(letter in text for letter in " \n")
+
+
 def parse_module(text: str) -> str:
-    """The dotted name of a module, or the path of a `.py` file.
+    """The dotted name of a module, the path of a `.py` file, a web address, or Python code.
 
     Raises:
-      UsageError: it is neither.
+      UsageError: it is none of these.
       UnavailableError: there is no such file.
     """
-    if text.endswith(".py"):
+    if is_web_address(text):
+        _check_web_address(text)
+    elif is_source(text):
+        try:
+            compile(text, "<code>", "exec", dont_inherit=True)
+        except (SyntaxError, ValueError) as error:  # the second is for null characters
+            problem = f"{error.msg}, line {error.lineno}" if isinstance(error, SyntaxError) else str(error)
+            raise UsageError(f"{_quote(text)} is neither a module nor Python code: {problem}") from error
+    elif text.endswith(".py"):
         if not os.path.isfile(parse_file(text)):
             raise UnavailableError(f"there is no file {_quote(text)}")
     elif len(text) > MAX_NAME_LENGTH or not _is_word(text) or not all(text.split(".")):
         raise UsageError(f"{_quote(text)} is not a module; write for example package.module or ./file.py")
     return text
+
+
+def _check_web_address(text: str) -> None:
+    from urllib.parse import urlsplit  # slow to load and rarely needed
+
+    try:
+        parts = urlsplit(text)
+        good = bool(parts.hostname) and parts.port != 0 and text.isascii() and text.isprintable() and " " not in text
+    except ValueError:
+        good = False
+    if not good:
+        raise UsageError(f"{_quote(text)} is no web address of a module; write for example https://host/file.py")
 
 
 def parse_interface(text: str) -> str:

@@ -28,13 +28,17 @@ class FoundScheduler(NamedTuple):
 
 
 def scheduler_file_text(
-    address: str, *, incarnation: str, package: str, python: str, key: ClusterKey | None = None
+    address: str, *others: str, incarnation: str, package: str, python: str, key: ClusterKey | None = None
 ) -> str:
-    """What a scheduler writes into its scheduler file: JSON that `read_scheduler_file` and distributed's tools read."""
+    """What a scheduler writes into its scheduler file: JSON that `read_scheduler_file` and distributed's tools read.
+
+    They use its address; the `others` are those of its further protocols.
+    """
     content: dict[str, object] = {
         "type": "Scheduler",
         "id": incarnation,
         "address": address,
+        "addresses": [address, *others],
         "pid": os.getpid(),
         "process": {"start": start_of(os.getpid()), "space": pid_space()},
         "package": package,

@@ -59,7 +59,15 @@ SCHEDULER = [
     (["--reconnect-grace", "-1"], "--reconnect-grace: '-1' is not a length of time"),
     (["--worker-ttl", ""], "--worker-ttl: '' is not a length of time"),
     (["--allowed-failures", "-1"], "--allowed-failures: '-1' is not a number; give 0 or more"),
-    (["--protocol", "ucx"], "--protocol: 'ucx' is not one of"),
+    (["--protocol", "ucx"], "--protocol: 'ucx' is no protocol; there are tcp, tls, ws, wss"),
+    (["--protocol", "tcp,"], "--protocol: '' is no protocol; there are tcp, tls, ws, wss"),
+    (["--protocol", "tcp,ws", "--port", "1,2,3"], "--port: 1,2,3 are more ports than protocols (tcp,ws); give a"),
+    (["--port", "1,2"], "--port: 1,2 are more ports than protocols (tcp); give a protocol for each port"),
+    (["--protocol", "tcp,ws", "--port", "0,1,"], "--port: '' is not a port"),
+    (["--protocol", "tcp,ws", "--port", "7,7"], "--port: '7,7' has 7 twice; give each protocol a port of its own"),
+    (["--protocol", "tcp,ws", "--host", "h:1", "--port", "1,2"], "--port 1,2 and --host with port 1: give the port"),
+    (["--protocol", "tcp,ws", "--host", "tcp://h"], "--protocol tcp,ws and --host with tcp://: give the protocol once"),
+    (["--protocol", "tcp,tls", "--no-auth"], "tls://:0 without certificates relies on the cluster's key; give"),
     (["--protocol", "tls", "--no-auth"], "tls://:8786 without certificates relies on the cluster's key; give --tls-ca"),
     (["--protocol", "wss", "--no-auth"], "wss://:8786 without certificates relies on the cluster's key; give --tls-ca"),
     (["--tls-cert", "f"], "--tls-cert: cannot read the tls-cert f: No such file or directory"),
@@ -231,7 +239,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_scheduler_listens_on_all_interfaces_unless_told_otherwise(started: list[Started]) -> None:
     assert scheduler.main([]) == 0
     found = settings(started)
-    assert (found.host, found.port, found.interface) == ("", 8786, None)
+    assert (found.host, found.listeners(), found.interface) == ("", [("tcp", 8786)], None)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +258,7 @@ def test_the_scheduler_listens_on_all_interfaces_unless_told_otherwise(started: 
 def test_where_the_scheduler_listens(arguments: list[str], host: str, port: int, started: list[Started]) -> None:
     assert scheduler.main(arguments) == 0
     found = settings(started)
-    assert (found.host, found.port) == (host, port)
+    assert (found.host, found.ports) == (host, (port,))
 
 
 def test_the_options_of_a_worker(started: list[Started], tmp_path: Path, machine: None) -> None:
@@ -337,7 +345,7 @@ def test_options_of_modules_may_stand_where_the_scheduler_would(
 def test_a_scheduler_passes_options_on_to_its_modules(started: list[Started]) -> None:
     assert scheduler.main(["--preload", "json", "--port", "0", "--opt", "x", "--preload=ast"]) == 0
     found = settings(started)
-    assert (found.preload, found.preload_argv, found.port) == (("json", "ast"), Argv(("--opt", "x"), ("--opt",)), 0)
+    assert (found.preload, found.preload_argv, found.ports) == (("json", "ast"), Argv(("--opt", "x"), ("--opt",)), (0,))
 
 
 def test_without_modules_an_option_that_is_not_known_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -430,7 +438,7 @@ def test_the_scheduler_of_a_worker_may_stand_in_the_environment_or_in_a_file(
     assert (only_worker(started).scheduler, only_worker(started).scheduler_file) == (None, str(path))
 
 
-@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 89), (worker.main, 150), (demo.main, 50)])
+@pytest.mark.parametrize(("main", "lines"), [(scheduler.main, 90), (worker.main, 150), (demo.main, 50)])
 def test_help_is_no_longer_than_it_has_to_be_and_shows_every_option_once(
     main: Callable[..., int], lines: int, started: list[Started], capsys: pytest.CaptureFixture[str]
 ) -> None:

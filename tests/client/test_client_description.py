@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.client.cluster import MiniCluster, open_client
-from trio_dask import AsyncClient, Client, LocalCluster, UsageError
+from trio_dask import AsyncClient, Client, LocalCluster, Scheduler, UnavailableError, UsageError
 from trio_dask.html_cards import Totals, card
 from trio_dask.scheduler_file import read_scheduler_file
 
@@ -50,14 +50,33 @@ def test_a_scheduler_file_of_a_client_says_where_the_scheduler_is_to_its_owner_a
     with open_client(MiniCluster()) as client:
         client.engine.address = "tcp://10.0.0.5:8786"
         path = tmp_path / "scheduler.json"
+        with pytest.raises(UnavailableError):
+            client.write_scheduler_file(tmp_path / "no" / "folder")
         client.write_scheduler_file(path)
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
         found = read_scheduler_file(str(path))
         assert found is not None
         assert found.address == "tcp://10.0.0.5:8786"
+        with pytest.raises(ValueError, match=f"this client has a file already; copy {path}$"):
+            client.write_scheduler_file(tmp_path / "other.json")
+    with open_client(MiniCluster()) as client:
         client.engine.address = "inproc://here"
         with pytest.raises(UsageError, match="runs inside this program"):
             client.write_scheduler_file(path)
+
+
+async def test_a_client_that_came_by_a_scheduler_file_writes_none(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    async with Scheduler(host="127.0.0.1", scheduler_file=str(file)), AsyncClient(scheduler_file=file) as client:
+        with pytest.raises(ValueError, match=f"this client has a file already; copy {file}$"):
+            client.write_scheduler_file(tmp_path / "other.json")
+        with pytest.raises(ValueError, match="this client has a file already"):
+            await trio.to_thread.run_sync(write_as_a_blocking_client, file)
+
+
+def write_as_a_blocking_client(file: Path) -> None:
+    with Client(scheduler_file=file) as client:
+        client.write_scheduler_file(file)
 
 
 def test_cards_and_reprs_say_workers_threads_and_memory() -> None:

@@ -159,7 +159,7 @@ def test_blocking_code_asks_over_tcp_from_any_thread() -> None:
 
     async def serve_until_asked() -> None:
         async with trio.open_nursery() as nursery:
-            found["address"] = str(await nursery.start(run_scheduler, SchedulerSettings(host="127.0.0.1", port=0)))
+            found["address"] = str(await nursery.start(run_scheduler, SchedulerSettings(host="127.0.0.1", ports=(0,))))
             ready.set()
 
     thread = threading.Thread(target=trio.run, args=(serve_until_asked,))

@@ -240,6 +240,17 @@ async def test_plugins_and_modules_get_the_handle(tmp_path: Path) -> None:
             assert worker.state["seen"] == "WorkerHandle"
 
 
+async def test_a_scheduler_listens_with_several_protocols() -> None:
+    security = Security.temporary()
+    async with Scheduler(protocol=["tls", "wss"], port=[0], security=security, **HERE) as scheduler:
+        first, second = scheduler.addresses
+        assert scheduler.address == first
+        assert [address.partition(":")[0] for address in scheduler.addresses] == ["tls", "wss"]
+        async with Worker(second, **HERE) as worker, AsyncClient(first) as one, AsyncClient(second) as other:
+            assert worker.scheduler_address == second
+            assert [await client.submit(abs, -1) for client in (one, other)] == [1, 1]
+
+
 async def test_options_of_the_commands_are_arguments(tmp_path: Path) -> None:
     file = tmp_path / "scheduler.json"
     async with (
@@ -257,6 +268,9 @@ async def test_options_of_the_commands_are_arguments(tmp_path: Path) -> None:
     [
         (Scheduler, {"idle_timeout": "soon"}, "idle_timeout=: 'soon' is not a length of time"),
         (Scheduler, {"port": 70000}, "port=: "),
+        (Scheduler, {"port": [1, 70000]}, "port=: '70000' is not a port"),
+        (Scheduler, {"port": [1, 2]}, r"1,2 are more ports than protocols \(tcp\); give a protocol for each port"),
+        (Scheduler, {"protocol": ["tcp", "udp"]}, "protocol=: 'udp' is no protocol"),
         (Scheduler, {"host": "127.0.0.1", "interface": "lo"}, "host= and interface=: give only one of them"),
         (Scheduler, {"tls_cert": "file"}, "tls_cert=: give security=, a Security"),
         (Worker, {"nthreads": 0}, "nthreads=: '0' is not a number of threads"),

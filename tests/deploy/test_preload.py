@@ -1,17 +1,24 @@
 """Modules of the user, before a worker starts and after it has ended."""
 
+import http.server
 import logging
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import trio
 import trio.testing
 
 from trio_dask.config import NO_ARGV, Argv
+from trio_dask.deploy import remote_modules
 from trio_dask.deploy.preload import TEARDOWN_S, Preloaded, PreloadError, check_syntax, preload, set_up
+from trio_dask.deploy.remote_modules import read_remote_modules
 from trio_dask.errors import UnavailableError, UsageError
+from trio_dask.parsing import parse_module
 
 Load = Callable[..., list[Preloaded]]
 
@@ -197,3 +204,162 @@ async def test_the_teardown_runs_when_the_worker_is_cancelled(
         async with set_up(load(code), NO_ARGV, worker):
             await trio.sleep_forever()
     assert worker == ["torn down"]
+
+
+# ------------------------------------------------------------------------------------------------ code, and the web
+
+
+@pytest.fixture
+def forget() -> Iterator[None]:
+    """Without modules that a test has made, afterwards."""
+    before = dict(sys.modules)
+    yield
+    for name in sys.modules.keys() - before.keys():
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("forget")
+async def test_code_is_a_module_with_setup_and_teardown() -> None:
+    code = (
+        "from __future__ import annotations\n"
+        "import dataclasses, sys\n"
+        "@dataclasses.dataclass\n"
+        "class Seen:\n"
+        "    argv: list[str]\n"
+        "seen = Seen(sys.argv[1:])\n"
+        "def dask_setup(worker): worker.append(seen.argv)\n"
+        "def dask_teardown(worker): worker.append('end')\n"
+    )
+    worker: list[object] = []
+    argv = Argv(("word",))
+    modules = preload([code, "import json"], argv)
+    async with set_up(modules, argv, worker):
+        assert worker == [["word"]]
+    assert worker == [["word"], "end"]
+
+
+@pytest.mark.usefixtures("forget")
+async def test_code_that_raises_is_told_with_its_line_and_is_no_module_then() -> None:
+    before = set(sys.modules)
+    with pytest.raises(
+        PreloadError, match=r"^--preload: importing <import json 1 / 0...> raised ZeroDivisionError: .*2\)$"
+    ):
+        preload(["import json\n1 / 0"], NO_ARGV)
+    assert set(sys.modules) == before
+    with pytest.raises(
+        PreloadError, match=r"^--preload: dask_setup of <def dask_setup\(it\): 1 / 0...> raised .*:1\)$"
+    ):
+        async with set_up(preload(["def dask_setup(it): 1 / 0"], NO_ARGV), NO_ARGV, None):
+            pass
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """A web server with some modules."""
+
+    asked: ClassVar[list[str]] = []
+    pages: ClassVar[dict[str, bytes]] = {
+        "/its_remote.py": b"# -*- coding: latin-1 -*-\nname = '\xe9'\ndef dask_setup(worker): worker.append(name)\n",
+        "/its_empty.py": b"",
+        "/bad.py": b"\ndef f(:\n",
+        "/raises.py": b"\n1 / 0\n",
+        "/large.py": b"#" * 200,
+    }
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        if self.path == "/odd":
+            self.wfile.write(b"no answer of a web server\r\n")
+            return
+        page = self.pages.get(self.path)
+        self.send_response(404 if page is None else 200)
+        self.end_headers()
+        self.wfile.write(page or b"")
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a web server."""
+    monkeypatch.setenv("no_proxy", "*")
+    Answers.asked.clear()
+    with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.usefixtures("forget")
+async def test_a_module_of_a_web_server_is_read_once_and_is_one_like_a_file(web: str) -> None:
+    names = [f"{web}/its_remote.py", f"{web}/its_empty.py", "json", f"{web}/its_remote.py"]
+    sources = await read_remote_modules(names)
+    assert Answers.asked == ["/its_remote.py", "/its_empty.py"]
+    worker: list[object] = []
+    async with set_up(preload(names, NO_ARGV, sources=sources), NO_ARGV, worker):
+        assert worker == ["\xe9", "\xe9"]
+    assert sys.modules["its_remote"].__file__ == names[0]
+
+
+async def test_what_a_web_server_does_not_have_is_told_in_one_line(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_modules, "MAX_BYTES", 100)
+    for page, said in {
+        "/no.py": "cannot read {}: HTTP Error 404: Not Found",
+        "/bad.py": "importing {} raised SyntaxError: invalid syntax ({}:2)",
+        "/large.py": "cannot read {}: it has more than 100 bytes",
+        "/odd": "cannot read {}: BadStatusLine no answer of a web server",
+    }.items():
+        with pytest.raises(PreloadError) as caught:
+            await read_remote_modules([web + page], option="--preload-nanny")
+        assert str(caught.value) == f"--preload-nanny: {said.replace('{}', web + page)}"
+    with pytest.raises(PreloadError, match=r"raises.py raised ZeroDivisionError: division by zero \(http://\S+:2\)$"):
+        preload([f"{web}/raises.py"], NO_ARGV, sources=await read_remote_modules([f"{web}/raises.py"]))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{free.getsockname()[1]}/its.py"
+        with pytest.raises(PreloadError, match=f"^--preload: cannot read {nobody}: Connection refused$"):
+            await read_remote_modules([nobody])
+
+
+async def test_a_web_server_that_says_nothing_is_given_up_in_time(autojump_clock: trio.testing.MockClock) -> None:
+    asked, done, began = threading.Event(), threading.Event(), trio.current_time()
+
+    def hang(address: str) -> bytes:
+        asked.set()
+        done.wait()
+        return b""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote_modules, "_download", hang)
+        try:
+            with pytest.raises(PreloadError, match=r"cannot read http://h/its\.py: it took more than 10 s"):
+                await read_remote_modules(["http://h/its.py"])
+        finally:
+            done.set()
+    assert asked.is_set()
+    assert trio.current_time() - began == pytest.approx(remote_modules.LIMIT_S)
+
+
+@pytest.mark.parametrize("name", ["http://h/its.py", "https://h:8/its.py?a=b", "import json", "a = 1\nb = 2"])
+def test_what_is_a_module_of_the_web_or_code(name: str) -> None:
+    assert parse_module(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("http://", "is no web address of a module; write for example https://host/file.py"),
+        ("http://h:x/its.py", "is no web address"),
+        ("http://h/a b.py", "is no web address"),
+        ("https://[::1/its.py", "is no web address"),
+        ("def f(:\n", r"is neither a module nor Python code: invalid syntax, line 1"),
+        ("a module", "is neither a module nor Python code: invalid syntax"),
+        ("x = 1\0", "is neither a module nor Python code: source code"),
+        ("ftp://h/its", "is not a module"),
+    ],
+)
+def test_what_is_neither_a_module_nor_code(name: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        parse_module(name)

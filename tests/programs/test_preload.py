@@ -1,12 +1,17 @@
 """Modules of the operator beside real programs: what they get, and how a bad one ends the program."""
 
+import http.server
+import os
 import signal
+import threading
+from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.programs.programs import environment, program, scheduler, until
-from trio_dask import Client
+from trio_dask import Client, KilledWorker
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +35,11 @@ BAD = {
     ),
     "unread": ("def dask_setup(it): pass\n", 2, "no such option: --n"),
 }
+CODE = (
+    "def note(what, it):\n    with open('log', 'a') as file: file.write(f'{{what}} {{type(it).__name__}}\\n')\n"
+    "def dask_setup(it): note('{0} set up', it)\n"
+    "def dask_teardown(it): note('{0} torn down', it)\n"
+)
 WORKER = ("worker", "127.0.0.1:1", "--nthreads", "1")
 PROGRAMS = {
     "scheduler": (("scheduler", "--host", "127.0.0.1", "--port", "0"), "--preload"),
@@ -57,6 +67,56 @@ def test_a_bad_module_ends_the_program_with_one_message_that_says_where(which: s
     assert all(" INFO " in line or " ERROR " in line for line in running.log), running.text
     if which == "scheduler" or (kind in ("import", "syntax", "exit") and (which != "worker" or kind == "syntax")):
         assert len(running.log) == 1  # nothing has been started
+
+
+@pytest.mark.parametrize("which", PROGRAMS)
+def test_a_module_that_no_web_server_has_ends_the_program_with_one_message(which: str) -> None:
+    command, option = PROGRAMS[which]
+    with program("-m", "trio_dask", *command, option, "http://127.0.0.1:1/its.py") as running:
+        assert running.end() == 1, running.text
+    (wrong,) = (line for line in running.log if " ERROR " in line)
+    assert wrong.endswith(f"{option}: cannot read http://127.0.0.1:1/its.py: Connection refused")
+    assert all(" INFO " in line or " ERROR " in line for line in running.log), running.text
+
+
+def test_modules_from_a_web_server_and_from_the_command_line_work_like_files(tmp_path: Path) -> None:
+    (tmp_path / "its.py").write_text(CODE.format("web"))
+    asked, log = list[str](), tmp_path / "log"
+
+    class Server(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:
+            asked.append(str(args[0]))
+
+    with http.server.HTTPServer(("127.0.0.1", 0), partial(Server, directory=str(tmp_path))) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}/its.py"
+            with scheduler("--preload", url, "--preload", CODE.format("line"), cwd=tmp_path) as boss:
+                address = boss.wait_for("Scheduler at: +(.*)")
+                launcher = ("worker", address, "--nworkers", "2", "--preload", url, "--preload", CODE.format("line"))
+                nanny = ("--preload-nanny", url, "--preload-nanny", CODE.format("line"))
+                with program("-m", "trio_dask", *launcher, *nanny, cwd=tmp_path) as running:
+                    with Client(address) as client:
+                        until(lambda: len(client.scheduler_info()["workers"]) == 2)
+                        with pytest.raises(KilledWorker):
+                            client.submit(os._exit, 1).result(timeout=60)
+                        until(lambda: log.read_text().count("web set up WorkerHandle") == 6)  # four have died
+                        until(lambda: len(client.scheduler_info()["workers"]) == 2)
+                    assert running.stop(signal.SIGTERM) == 0
+                assert boss.stop(signal.SIGTERM) == 0
+        finally:
+            server.shutdown()
+            thread.join()
+    assert len(asked) == 3  # by the scheduler, and by the launcher for nannies and for all workers
+    assert all("GET /its.py HTTP" in line for line in asked)
+    lines = Counter(log.read_text().splitlines())
+    ends = {line: number for line, number in lines.items() if "torn down" in line}
+    for what in ("web", "line"):
+        assert lines[f"{what} set up SchedulerHandle"] == ends[f"{what} torn down SchedulerHandle"] == 1
+        assert lines[f"{what} set up NannyHandle"] == ends[f"{what} torn down NannyHandle"] == 2
+        assert lines[f"{what} set up WorkerHandle"] == 6
+        assert ends[f"{what} torn down WorkerHandle"] == 2
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

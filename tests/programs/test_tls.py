@@ -100,6 +100,19 @@ def test_certificates_alone_choose_tls_and_an_address_needs_no_scheme(tmp_path: 
         scheduler.stop(signal.SIGTERM)
 
 
+def test_certificates_protect_every_protocol(tmp_path: Path, files: Files) -> None:
+    with open_site(tmp_path) as site:
+        scheduler = site.start("scheduler", *HERE, "--protocol", "tls,wss", *files.options())
+        for address in (scheduler.wait_for(AT), scheduler.wait_for(r"Scheduler at:   (wss://.*)")):
+            ended, text = status(address)
+            assert ended == ExitStatus.REFUSED, text
+            assert status(address, *files.options())[0] == 0
+        assert scheduler.stop(signal.SIGTERM) == 0
+        open_one = site.start("scheduler", *HERE, "--protocol", "tls,ws", *files.options())
+        assert open_one.end() == ExitStatus.WRONG_USAGE
+        assert "ws://127.0.0.1:0 has no TLS, which is required here" in open_one.text
+
+
 @pytest.fixture
 def guarded(tmp_path: Path, files: Files) -> Any:
     """A scheduler with certificates."""

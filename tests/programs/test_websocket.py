@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import ssl
@@ -31,6 +32,37 @@ def test_a_cluster_over_websockets_works_and_ends_in_good_order(tmp_path: Path, 
         assert scheduler.stop(signal.SIGTERM) == 0
         for program in (worker, scheduler):
             assert "Traceback" not in program.text
+
+
+def test_workers_and_clients_come_by_any_protocol_of_a_scheduler(tmp_path: Path) -> None:
+    file = tmp_path / "scheduler.json"
+    with open_site(tmp_path) as site:
+        listening = ("--host", "127.0.0.1", "--port", "0,0", "--protocol", "tcp,ws", "--no-auth")
+        scheduler = site.start("scheduler", *listening, "--scheduler-file", str(file))
+        tcp = scheduler.wait_for(r"Scheduler at:   (tcp://127\.0\.0\.1:\d+)")
+        ws = scheduler.wait_for(r"Scheduler at:   (ws://127\.0\.0\.1:\d+)")
+        ports = ", ".join(address.rpartition(":")[2] for address in (tcp, ws))
+        scheduler.wait_for(f"Not secured .*, by port {ports}")
+        content = json.loads(file.read_text())
+        assert (content["address"], content["addresses"]) == (tcp, [tcp, ws])
+        for how in ((tcp,), (ws,), ("--scheduler-file", str(file))):
+            site.start("worker", *how, "--nthreads", "1", "--no-nanny", "--no-auth").wait_for("Registered to: ")
+        for address in (tcp, ws):
+            with Client(address, auth=False) as client:
+                client.wait_for_workers(3, timeout=10)
+                assert list((client.run(abs, -1) or {}).values()) == [1, 1, 1]
+                assert client.gather(client.map(abs, range(-100, 0))) == list(range(100, 0, -1))
+        for program in reversed(site.programs):
+            assert program.stop(signal.SIGTERM) == 0
+
+
+def test_a_second_port_that_is_taken_is_status_4_and_one_line(tmp_path: Path) -> None:
+    with open_site(tmp_path) as site, socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        scheduler = site.start("scheduler", "--host", "127.0.0.1", "--port", f"0,{port}", "--protocol", "tcp,ws")
+        assert scheduler.end() == 4
+        assert scheduler.text.count("\n") == 1
+        assert f"ws://127.0.0.1:{port}" in scheduler.text
 
 
 @pytest.mark.parametrize("protocol", ["ws", "wss"])

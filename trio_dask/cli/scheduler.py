@@ -49,7 +49,7 @@ from trio_dask.config import (
 )
 from trio_dask.deploy.program_runner import spare_garbage_collection
 from trio_dask.errors import UsageError
-from trio_dask.parsing import parse_port
+from trio_dask.parsing import parse_ports
 
 if TYPE_CHECKING:
     from trio_dask.security.cluster_key import ClusterKey
@@ -73,8 +73,9 @@ if TYPE_CHECKING:
             ["--port"],
             section=WHERE_TO_LISTEN,
             declared=own_key("port"),
-            type=Checked("PORT", parse_port),
-            help=f"Port to listen on; 0: any free port. Default: {DEFAULT_PORT}.",
+            type=Checked("PORT,...", parse_ports),
+            help=f"Port to listen on, or several, one for each protocol; 0: any free port. Default: {DEFAULT_PORT}, "
+            "and 0 for further protocols.",
         ),
         *setting_options(SchedulerSettings),
         SectionOption(
@@ -106,8 +107,11 @@ def scheduler(context: click.Context, /, **options: Any) -> int:
         around = None
         if settings.preload:
             from trio_dask.deploy.preload import preload, set_up
+            from trio_dask.deploy.remote_modules import read_remote_modules
 
-            around = partial(set_up, preload(settings.preload, settings.preload_argv), settings.preload_argv)
+            sources = await read_remote_modules(settings.preload)
+            modules = preload(settings.preload, settings.preload_argv, sources=sources)
+            around = partial(set_up, modules, settings.preload_argv)
         credentials = find_credentials(settings, "scheduler")
         async with trio.open_nursery() as nursery:
             running = partial(run_scheduler, credentials=credentials, around=around)
@@ -151,24 +155,30 @@ def _settings(context: click.Context) -> SchedulerSettings:
         {f"--{name}": options[name.replace("-", "_")] for name in ("scheduler-file", "pid-file", "log-file")}
     )
     given = given_settings(context, SchedulerSettings)
-    port: int | None = options["port"]
+    ports: tuple[int, ...] | None = options["port"]
     with naming("--host"):
-        scheme, host, host_port = _split_host(options["host"], DEFAULT_PORT if port is None else port)
+        scheme, host, host_port = _split_host(options["host"], DEFAULT_PORT if ports is None else ports[0])
     is_host_given = is_given(context, "host")
-    if port is not None and host_port is not None and port != host_port:
+    if ports is not None and host_port is not None and ports != (host_port,):
         if is_given(context, "port") == is_host_given:
-            raise click.UsageError(f"--port {port} and --host with port {host_port}: give the port once")
-        port = host_port if is_host_given else port
+            shown = ",".join(map(str, ports))
+            raise click.UsageError(f"--port {shown} and --host with port {host_port}: give the port once")
+        ports = (host_port,) if is_host_given else ports
     if scheme is not None and is_host_given and not is_given(context, "protocol"):
-        given["protocol"] = scheme
-    if scheme is not None and given.setdefault("protocol", scheme) != scheme:
-        raise click.UsageError(f"--protocol {given['protocol']} and --host with {scheme}://: give the protocol once")
-    port = next((number for number in (port, host_port) if number is not None), DEFAULT_PORT)
+        given["protocols"] = (scheme,)
+    if scheme is not None and given.setdefault("protocols", (scheme,)) != (scheme,):
+        shown = ",".join(given["protocols"])
+        raise click.UsageError(f"--protocol {shown} and --host with {scheme}://: give the protocol once")
+    if ports is None:
+        ports = (DEFAULT_PORT if host_port is None else host_port,)
     if given.get("tls_cert") is not None:
-        given.setdefault("protocol", DEFAULT_TLS_SCHEME)
+        given.setdefault("protocols", (DEFAULT_TLS_SCHEME,))
     check_host_is_here("--host", host)
-    settings = SchedulerSettings(host=host, port=port, **given)
-    check_protection(settings, "scheduler", str(Address(settings.protocol, host, port)))
+    settings = SchedulerSettings(host=host, ports=ports, **given)
+    with naming("--port"):
+        listeners = settings.listeners()
+    for protocol, port in listeners:
+        check_protection(settings, "scheduler", str(Address(protocol, host, port)))
     argv = preload_argv(context)
     if argv.words:
         settings = settings._replace(preload_argv=argv)

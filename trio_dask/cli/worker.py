@@ -52,6 +52,7 @@ def worker(context: click.Context, /, **options: Any) -> int:
         import logging
 
         from trio_dask.deploy.preload import check_syntax, preload
+        from trio_dask.deploy.remote_modules import read_remote_modules
 
         log = logging.getLogger("trio_dask.launcher")
         argv = nannies[0].preload_argv
@@ -59,7 +60,9 @@ def worker(context: click.Context, /, **options: Any) -> int:
             from trio_dask.deploy.nanny_group import run_nannies
 
             check_syntax(nannies[0].preload)
-            preloaded = preload(options["preload_nanny"], argv, option="--preload-nanny")
+            modules, option = options["preload_nanny"], "--preload-nanny"
+            sources = await read_remote_modules(modules, option=option)
+            preloaded = preload(modules, argv, option=option, sources=sources)
             label, debug = context.command_path, options["debug"]
             log.info("Starting %s", share.text)
             await run_nannies(nannies, stopper, label=label, debug=debug, preloaded=preloaded)
@@ -68,7 +71,8 @@ def worker(context: click.Context, /, **options: Any) -> int:
             from trio_dask.processes.environment import complete_own_environment
 
             complete_own_environment(nannies[0].environment, defaults=nannies[0].default_environment)
-            preloaded = preload(nannies[0].preload, argv)
+            sources = await read_remote_modules(nannies[0].preload)
+            preloaded = preload(nannies[0].preload, argv, sources=sources)
             alone = nannies[0].worker._replace(lifetime_s=nannies[0].draw_lifetime_s(random.uniform))
             log.info("Starting %s", share.text)
             await work(alone, stopper, preloaded=preloaded, argv=argv)

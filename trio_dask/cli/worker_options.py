@@ -152,7 +152,8 @@ PARAMETERS: Final[list[click.Parameter]] = [
         after="--preload",
         type=Checked(MODULE.metavar, MODULE.read),
         multiple=True,
-        help="Module or .py file that the launcher imports first; its dask_setup(nanny) is called. Can be repeated.",
+        help="Module, .py file, URL or code that the launcher imports first; its dask_setup(nanny) is called. Can be "
+        "repeated.",
     ),
     *setting_options(NannySettings),
     *setting_options(WorkerSettings),

@@ -104,6 +104,7 @@ class AsyncClient(
             raise TypeError(f"AsyncClient() got an unexpected argument {min(options)!r}; there is a cluster already")
         else:
             engine = engine_for(settings, client_tls(security))
+        self._scheduler_file = settings.scheduler_file
         self._set_as_default = set_as_default
         self._set_up(engine, name)
 

@@ -128,6 +128,7 @@ class Client(
         except BaseException:  # Ctrl-C as well: the cluster that was started must not stay
             self._close_cluster()
             raise
+        self._scheduler_file = settings.scheduler_file
         self._is_default = set_as_default
         if set_as_default:
             former = [client for client in _open_clients if client._owns_cluster and client is not self]

@@ -32,6 +32,8 @@ class ClientDescription:
     asynchronous: ClassVar[bool]
     cluster: Any = None
     """The cluster that it was made for, or has of its own."""
+    _scheduler_file: str | None = None
+    """The file by which it found its scheduler, or that it has written."""
 
     def __repr__(self) -> str:
         found = self._totals()
@@ -98,13 +100,18 @@ class ClientDescription:
         `Client(scheduler_file=...)` and `dask-worker --scheduler-file` read it. It stays when the client is closed.
 
         Raises:
-          UsageError: the scheduler runs inside this program, or the client is not connected yet.
+          UsageError: the client came by such a file or has written one, it is not connected yet, or the scheduler runs
+            inside this program.
           UnavailableError: the file cannot be written.
         """
+        if self._scheduler_file is not None:
+            raise UsageError(f"write_scheduler_file(): this client has a file already; copy {self._scheduler_file}")
         engine = self.engine
         if not engine.address or engine.address.startswith(f"{inproc.SCHEME}:"):
             why = "runs inside this program" if engine.address else "is not known yet"
             raise UsageError(f"write_scheduler_file(): the scheduler {why}, so no other program could connect")
         scheduler = engine.core.scheduler
         text = copied_scheduler_file_text(engine.address, incarnation=scheduler, key=engine.credentials.key)
-        write_file(os.fspath(scheduler_file), text)
+        path = os.fspath(scheduler_file)
+        write_file(path, text)
+        self._scheduler_file = path

@@ -76,7 +76,7 @@ async def worker(child: ChildContext, stopper: Stopper) -> None:
     nanny = from_json(NannySettings, child.settings)
     argv = nanny.preload_argv
     try:
-        preloaded = preload(nanny.preload, argv)
+        preloaded = preload(nanny.preload, argv, sources=nanny.preload_sources)
     except PreloadError:
         child.report({"hopeless": True})
         raise

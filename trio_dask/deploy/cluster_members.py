@@ -181,7 +181,7 @@ class Members:
             name=f"{self._name}-scheduler",
             program=child_services.scheduler,
             settings=to_json(
-                SchedulerSettings(**self._layout.scheduler, listen_fd=listen_fd, protocol=self._layout.protocol)
+                SchedulerSettings(**self._layout.scheduler, listen_fd=listen_fd, protocols=(self._layout.protocol,))
             ),
             credentials=self._credentials("scheduler"),
             log=ChildLog(level=self._layout.log_level),

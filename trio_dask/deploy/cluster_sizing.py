@@ -244,7 +244,7 @@ def _configured_members() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any
     configuration = load()
     configuration.check()
     scheduler = configured(SchedulerSettings, "scheduler", configuration, wanted=is_shared)
-    scheduler.pop("protocol", None)  # the cluster binds the port itself
+    scheduler.pop("protocols", None)  # the cluster binds the port itself
     if "worker_ttl_s" in scheduler:
         scheduler["lone_worker_ttl_s"] = LONE_WORKER_TTLS * scheduler["worker_ttl_s"]
     worker = configured(WorkerSettings, "worker", configuration, wanted=is_shared)

@@ -23,6 +23,7 @@ from trio_dask.deploy import child_services
 from trio_dask.deploy.block import Embedded
 from trio_dask.deploy.embedded_settings import SchedulerPlan, WorkerPlan, plan_scheduler, plan_worker
 from trio_dask.deploy.preload import preload, set_up
+from trio_dask.deploy.remote_modules import read_remote_modules
 from trio_dask.deploy.worker_program import remove_scratch
 from trio_dask.errors import ClusterError
 from trio_dask.ids import WorkerName, given_name
@@ -49,8 +50,8 @@ class Scheduler(Embedded):
 
     Args:
       host: name or address to listen on; by default all interfaces.
-      port: 0 takes any free one.
-      protocol: "tcp", "tls", "ws" or "wss". By default TLS with `security`, and else TCP.
+      port: 0 takes any free one; a list for several protocols, where what is missing means 0.
+      protocol: "tcp", "tls", "ws" or "wss", or a list of these. By default TLS with `security`, and else TCP.
       security: certificates and TLS settings, a `Security` or a dict of its arguments; True for temporary ones.
       plugins: see `SchedulerPlugin`.
       options: any other option of `dask-scheduler`, such as `idle_timeout="1h"`, `scheduler_file=`, `cluster_key=` or
@@ -66,8 +67,8 @@ class Scheduler(Embedded):
         self,
         *,
         host: str | None = None,
-        port: int | str = 0,
-        protocol: str | None = None,
+        port: int | str | Sequence[int] = 0,
+        protocol: str | Sequence[str] | None = None,
         security: Any = None,
         plugins: Sequence[Any] = (),
         **options: Any,
@@ -91,6 +92,11 @@ class Scheduler(Embedded):
     def address(self) -> str:
         """Where workers and clients reach it; empty before it runs."""
         return "" if self._handle is None else self._handle.address
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """One for each protocol, the first of which is `address`; empty before it runs."""
+        return () if self._handle is None else self._handle.addresses
 
     @property
     def id(self) -> str:
@@ -132,13 +138,16 @@ class Scheduler(Embedded):
         for plugin in self._plugins:
             handle.add_plugin(plugin)
         settings = self._plan.settings
-        modules = preload(settings.preload, settings.preload_argv)
+        sources = await read_remote_modules(settings.preload)
+        modules = preload(settings.preload, settings.preload_argv, sources=sources)
         async with set_up(modules, settings.preload_argv, handle):
-            remember_cluster(handle.address, self._plan.credentials_of)
+            for address in handle.addresses:
+                remember_cluster(address, self._plan.credentials_of)
             try:
                 yield
             finally:
-                forget_cluster(handle.address)
+                for address in handle.addresses:
+                    forget_cluster(address)
 
 
 class Worker(Embedded):
@@ -295,7 +304,9 @@ class Worker(Embedded):
     async def _around(self, handle: WorkerHandle) -> AsyncGenerator[None]:
         self._handle = handle
         nanny = self._plan.settings
-        async with set_up(preload(nanny.preload, nanny.preload_argv), nanny.preload_argv, handle):
+        sources = await read_remote_modules(nanny.preload)
+        modules = preload(nanny.preload, nanny.preload_argv, sources=sources)
+        async with set_up(modules, nanny.preload_argv, handle):
             yield
 
 
@@ -440,12 +451,14 @@ class Nanny(Embedded):
     async def _run(self, task_status: trio.TaskStatus[Any]) -> None:
         from trio_dask.nanny.service import Nanny as NannyService
 
-        settings, worker = self._plan.settings, self._plan.settings.worker
+        settings, worker, option = self._plan.settings, self._plan.settings.worker, "--preload-nanny"
+        settings = settings._replace(preload_sources=await read_remote_modules(settings.preload))
         credentials = self._given or self._plan.credentials()
-        modules = preload(self._modules, settings.preload_argv, option="--preload-nanny")
+        sources = await read_remote_modules(self._modules, option=option)
+        modules = preload(self._modules, settings.preload_argv, option=option, sources=sources)
 
         def around(handle: NannyHandle) -> AbstractAsyncContextManager[None]:
-            return set_up(modules, settings.preload_argv, handle, option="--preload-nanny")
+            return set_up(modules, settings.preload_argv, handle, option=option)
 
         self._service = NannyService(
             settings,

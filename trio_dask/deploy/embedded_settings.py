@@ -6,8 +6,8 @@ for one program (its port, its name, its files) are for commands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from trio_dask.comm.addresses import check_host, parse_address
 from trio_dask.comm.joining import scheduler_address, scheduler_endpoint
@@ -28,7 +28,7 @@ from trio_dask.configuration import Configuration, configured, configured_schedu
 from trio_dask.deploy.cluster_sizing import certificates_for, check_resources, divide
 from trio_dask.errors import UsageError
 from trio_dask.host_limits import cpus, memory
-from trio_dask.parsing import check_memory_limit, parse_name, parse_port, parse_port_range, parse_threads
+from trio_dask.parsing import check_memory_limit, parse_name, parse_port, parse_port_range, parse_ports, parse_threads
 from trio_dask.security.credentials import NO_CREDENTIALS, Credentials, find_key, find_tls
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class WorkerPlan(NamedTuple):
 
 
 def plan_scheduler(
-    host: str | None, port: object, protocol: str | None, security: Any, options: dict[str, Any]
+    host: str | None, port: object, protocol: object, security: Any, options: dict[str, Any]
 ) -> SchedulerPlan:
     """The arguments of a `Scheduler`. See there for `options`, of which it takes out what it knows."""
     configuration = _configuration(options)
@@ -94,14 +94,15 @@ def plan_scheduler(
         settings.pop("interface", None)
     given: dict[str, Any] = {
         "host": _read("host", _checked_host, host or ""),
-        "port": _read("port", parse_port, port),
+        "ports": _read("port", parse_ports, port),
         **read_arguments(SchedulerSettings, options),
         **read_arguments(SchedulerSettings, {"protocol": protocol}),
     }
     _refuse_both("host", host, "interface", given.get("interface"))
     if certificates is not None:
-        settings.setdefault("protocol", DEFAULT_TLS_SCHEME)
+        settings.setdefault("protocols", (DEFAULT_TLS_SCHEME,))
     made = SchedulerSettings(**{**settings, **given, **_argv(options)})
+    made.listeners()
     _refuse_rest("Scheduler", options)
     return SchedulerPlan(made._replace(lone_worker_ttl_s=LONE_WORKER_TTLS * made.worker_ttl_s), certificates)
 
@@ -222,7 +223,8 @@ def _argv(options: dict[str, Any]) -> dict[str, Any]:
 
 def _read(name: str, read: Callable[[str], T], value: object) -> T:
     try:
-        return read(str(value))
+        many = isinstance(value, list | tuple)
+        return read(",".join(map(str, cast("Iterable[object]", value))) if many else str(value))
     except UsageError as error:
         raise UsageError(f"{name}=: {error}") from error
 

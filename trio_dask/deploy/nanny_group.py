@@ -20,6 +20,7 @@ from trio_dask.config import NannySettings
 from trio_dask.deploy import child_services
 from trio_dask.deploy.preload import Preloaded, set_up
 from trio_dask.deploy.program_runner import Stopper
+from trio_dask.deploy.remote_modules import read_remote_modules
 from trio_dask.deploy.worker_program import remove_scratch
 from trio_dask.errors import TrioDaskError
 from trio_dask.nanny.handle import NannyHandle
@@ -55,6 +56,8 @@ async def run_nannies(
       KeptCrashing, NoScheduler, RefusedError, UsageError, PreloadError, OSError: what the first nanny that failed
         raised.
     """
+    sources = await read_remote_modules(settings[0].preload)
+    settings = [one._replace(preload_sources=sources) for one in settings]
     argv = settings[0].preload_argv
     around = partial(set_up, preloaded, argv, option="--preload-nanny") if preloaded else None
     nannies = [

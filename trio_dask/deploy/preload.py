@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import logging
 import sys
 import traceback
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from trio_dask.config import Argv
 from trio_dask.errors import ClusterError, UnavailableError, UsageError
+from trio_dask.parsing import is_source, is_web_address
 
 TEARDOWN_S = 2.0
+SHOWN_LETTERS: Final = 40
 
 log = logging.getLogger("trio_dask.preload")
 
 
 class Preloaded(NamedTuple):
-    """A module that was imported, and the name that the user gave."""
+    """A module that was imported, and what the user gave, in short."""
 
     name: str
     module: ModuleType
@@ -32,8 +35,12 @@ class PreloadError(ClusterError):
     """The user's module raised, as it would again in the next process."""
 
 
-def preload(names: Sequence[str], argv: Argv, *, option: str = "--preload") -> list[Preloaded]:
-    """Import each of these, once: a dotted name, or the path of a `.py` file. `sys.argv` holds `argv` meanwhile.
+def preload(
+    names: Sequence[str], argv: Argv, *, option: str = "--preload", sources: Mapping[str, str] | None = None
+) -> list[Preloaded]:
+    """Import each of these, once: a dotted name, the path of a `.py` file, Python code, or a web address.
+
+    `sys.argv` holds `argv` meanwhile. `sources` has the code of each web address, see `read_remote_modules`.
 
     Raises:
       UnavailableError: there is no such module or file.
@@ -42,7 +49,7 @@ def preload(names: Sequence[str], argv: Argv, *, option: str = "--preload") -> l
     before = sys.argv[1:]
     sys.argv[1:] = argv.words
     try:
-        return [Preloaded(name, _load(name, option)) for name in names]
+        return [Preloaded(_shown(name), _load(name, option, sources or {})) for name in names]
     finally:
         sys.argv[1:] = before
 
@@ -55,13 +62,20 @@ def check_syntax(names: Sequence[str], *, option: str = "--preload") -> None:
       PreloadError: it is not Python; the message says where.
     """
     for name in names:
-        if name.endswith(".py"):
+        if name.endswith(".py") and not is_web_address(name):
             try:
-                compile(Path(name).read_bytes(), name, "exec", dont_inherit=True)
+                source = Path(name).read_bytes()
             except OSError as error:
                 raise UnavailableError(f"{option}: cannot read {name}: {error.strerror or error}") from error
-            except (SyntaxError, ValueError) as error:  # the second is for null characters
-                raise PreloadError(f"{option}: importing {name} raised {_described(error, name)}") from error
+            check_source(source, name, option=option)
+
+
+def check_source(source: bytes, name: str, *, option: str = "--preload") -> None:
+    """Find out, without running it, whether this is Python. Raises `PreloadError`; the message says where it is not."""
+    try:
+        compile(source, name, "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:  # the second is for null characters
+        raise PreloadError(f"{option}: importing {name} raised {_described(error, name)}") from error
 
 
 @asynccontextmanager
@@ -126,9 +140,12 @@ async def _call(function: Any, subject: Any, argv: Sequence[str]) -> None:
     await call(function, subject, **options)
 
 
-def _load(name: str, option: str) -> ModuleType:
-    is_file = name.endswith(".py")
+def _load(name: str, option: str, sources: Mapping[str, str]) -> ModuleType:
+    source = sources[name] if is_web_address(name) else name if is_source(name) else None
+    is_file = name.endswith(".py") and source is None
     try:
+        if source is not None:
+            return _load_source(name, source)
         if is_file:
             return _load_file(Path(name))
         module = importlib.import_module(name)
@@ -137,7 +154,7 @@ def _load(name: str, option: str) -> ModuleType:
             raise UnavailableError(f"{option}: there is no module {name!a}") from error
         if is_file and not Path(name).is_file():
             raise UnavailableError(f"{option}: there is no file {name!a}") from error
-        raise PreloadError(f"{option}: importing {name} raised {_described(error, _file_of(name))}") from error
+        raise PreloadError(f"{option}: importing {_shown(name)} raised {_described(error, _file_of(name))}") from error
     if module.__spec__ is not None and module.__spec__.origin is None:
         raise UnavailableError(f"{option}: there is no module {name!a}, only a folder without Python code in it")
     return module
@@ -149,6 +166,8 @@ def _what_raised(one: Preloaded, error: BaseException) -> str:
 
 def _file_of(name: str) -> str:
     """The file of a module, by its name; a module whose import failed is not in `sys.modules`."""
+    if is_source(name) or is_web_address(name):
+        return _shown(name)
     if name.endswith(".py"):
         return str(Path(name))
     package = name.rpartition(".")[0]
@@ -165,7 +184,8 @@ def _described(error: BaseException, file: str) -> str:
     """The error, with its last line in this file, or else the line that raised it."""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename is not None:
-        return f"{type(error).__name__}: {error.msg} ({Path(error.filename).absolute()}:{error.lineno})"
+        file = error.filename if is_web_address(error.filename) else str(Path(error.filename).absolute())
+        return f"{type(error).__name__}: {error.msg} ({file}:{error.lineno})"
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if file and Path(frame.filename).resolve() == Path(file).resolve()]
     where = (inside or frames)[-1]
@@ -178,9 +198,34 @@ def _load_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    try:
+    with _undone_on_failure(path.stem):
         spec.loader.exec_module(module)
-    except BaseException:  # whatever it was, a half-made module must not be found
-        del sys.modules[path.stem]
-        raise
     return module
+
+
+def _load_source(name: str, source: str) -> ModuleType:
+    """Under a name as a file would have, or, where there is none, under one that no other code has."""
+    stem = name.rpartition("/")[2].removesuffix(".py") if is_web_address(name) else ""
+    if not stem.isidentifier():
+        stem = f"preload_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+    module = sys.modules[stem] = ModuleType(stem)
+    module.__file__ = _shown(name)
+    with _undone_on_failure(stem):
+        exec(compile(source, module.__file__, "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
+@contextmanager
+def _undone_on_failure(name: str) -> Generator[None]:
+    try:
+        yield
+    except BaseException:  # whatever it was, a half-made module must not be found
+        del sys.modules[name]
+        raise
+
+
+def _shown(name: str) -> str:
+    """What the user gave, in a line: of code only its beginning."""
+    if not is_source(name):
+        return name
+    return f"<{' '.join(name.split())[:SHOWN_LETTERS]}...>"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import msgpack
@@ -103,13 +103,15 @@ class SchedulerHandle:
 
     Attributes:
       address: where workers and clients reach it.
+      addresses: one for each protocol; the first is `address`.
       id: what distinguishes this life of the scheduler from its next.
       plugins: those that were added, by name.
       state: a dictionary for whatever the operator's modules want to share.
     """
 
-    def __init__(self, host: PluginHost, address: str, id: str) -> None:
-        self.address = address
+    def __init__(self, host: PluginHost, addresses: Sequence[str], id: str) -> None:
+        self.address = addresses[0]
+        self.addresses = tuple(addresses)
         self.id = id
         self.state: dict[str, Any] = {}
         self.plugins: dict[str, Any] = {}
@@ -209,11 +211,11 @@ class PluginHost:
         self._limiter = trio.CapacityLimiter(1)
         self._handle: SchedulerHandle | None = None
 
-    def handle(self, address: str, id: str) -> SchedulerHandle:
+    def handle(self, addresses: Sequence[str], id: str) -> SchedulerHandle:
         """What the operator's modules get, made in the scheduler's loop."""
         self._token = trio.lowlevel.current_trio_token()
         self._clock_offset = time.time() - trio.current_time()
-        self._handle = SchedulerHandle(self, address, id)
+        self._handle = SchedulerHandle(self, addresses, id)
         return self._handle
 
     def in_loop(self, function: Callable[[], Result]) -> Result:

@@ -3,7 +3,7 @@
     SESSIONS                        cancelled from outside, or from inside by the core or an operator
       |- ticker                     sleeps until the core wants to be called
       |- one session per peer       reads; its connection hosts the writer; once cancelled, it says goodbye
-      `- the listener
+      `- a listener per protocol
 
 What arrives together is decided together: all messages of a batch, then placement once, then each outbox with
 messages leaves as one frame. Nothing is unpickled here, and nothing that could unpickle is imported.
@@ -18,6 +18,8 @@ import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import NamedTuple
 
 import trio
 
@@ -84,6 +86,14 @@ async def run_scheduler(
         await service.run(task_status)
 
 
+class _Place(NamedTuple):
+    """Where the scheduler listens with one protocol: `bound`. Its peers use `address`, or one of the others."""
+
+    address: Address
+    others: list[Address]
+    bound: list[Address]
+
+
 class _Service:
     def __init__(
         self,
@@ -115,17 +125,18 @@ class _Service:
         self._stopping = trio.Event()
         self._farewell: Leave | SchedulerStops | None = SchedulerStops()
         """Whether the whole cluster ends, or only this scheduler; None: a fault of ours ends it, so peers lose it."""
-        self._address = ""
+        self._addresses: list[str] = [""]
+        """One for each protocol; most peers are told the first."""
         self._commands = scheduler_commands(
             self._core,
             self._identity,
-            address=lambda: self._address,
+            address=lambda: self._addresses[0],
             restart=self._restart,
             retire_idle=self._retire_idle,
             stop=self._stop,
         )
         self._plugins = PluginHost(
-            self._core, lambda: scheduler_identity(self._core, self._identity, self._address), self._settle
+            self._core, lambda: scheduler_identity(self._core, self._identity, self._addresses[0]), self._settle
         )
         self._events = self._plugins.ring.events
         self._set_up = trio.Event()
@@ -149,11 +160,10 @@ class _Service:
 
     async def _serve(self, sessions: trio.Nursery, task_status: trio.TaskStatus[Address]) -> None:
         sessions.start_soon(self._tick)
-        bound: list[Address] = await sessions.start(self._listen, sessions)
-        address, *others = self._advertised(bound[0])
-        self._address, mine = str(address), self._identity
+        places = [await self._listen(sessions, *place) for place in self._where_to_listen()]
+        self._addresses, mine = [str(place.address) for place in places], self._identity
         text = scheduler_file_text(
-            self._address,
+            *self._addresses,
             incarnation=mine.incarnation,
             package=mine.package,
             python=mine.python,
@@ -161,9 +171,9 @@ class _Service:
         )
         async with self._with_plugins(sessions):
             with keep_file(self._settings.scheduler_file, text):
-                self._announce(address, others, bound)
+                self._announce(places)
                 self._set_up.set()
-                task_status.started(address)
+                task_status.started(places[0].address)
                 await self._stopping.wait()
 
     @asynccontextmanager
@@ -172,7 +182,7 @@ class _Service:
             yield
             return
         sessions.start_soon(self._plugins.run)
-        async with self._around(self._plugins.handle(self._address, self._identity.incarnation)):
+        async with self._around(self._plugins.handle(self._addresses, self._identity.incarnation)):
             try:
                 yield
             finally:
@@ -186,28 +196,30 @@ class _Service:
 
     # ------------------------------------------------------------------------------------------------- listening
 
-    async def _listen(self, sessions: trio.Nursery, *, task_status: trio.TaskStatus[list[Address]]) -> None:
+    async def _listen(self, sessions: trio.Nursery, address: Address, listening: socket.socket | None) -> _Place:
         settings = self._settings
-        address, listening = self._where_to_listen()
         limits = LinkLimits(keepalive_s=settings.keepalive_s, silence_s=settings.silence_s, cleanup_s=settings.grace_s)
-        await serve(
+        run = partial(
+            serve,
             Endpoint(address, limits, self._credentials),
             self._session,
             identity=self._identity,
             admit=self._greet,
             listening=listening,
             handler_nursery=sessions,  # the listener closes at once, and the sessions may still say goodbye
-            task_status=task_status,
         )
+        bound: list[Address] = await sessions.start(run)
+        address, *others = self._advertised(bound[0])
+        return _Place(address, others, bound)
 
-    def _where_to_listen(self) -> tuple[Address, socket.socket | None]:
+    def _where_to_listen(self) -> list[tuple[Address, socket.socket | None]]:
         settings = self._settings
         if settings.listen_fd is not None:
-            return Address(settings.protocol, ""), socket.socket(fileno=settings.listen_fd)
+            return [(Address(settings.protocols[0], ""), socket.socket(fileno=settings.listen_fd))]
         if settings.address is not None:
-            return parse_address(settings.address), None
+            return [(parse_address(settings.address), None)]
         host = addresses_of_interface(settings.interface)[0] if settings.interface else settings.host
-        return Address(settings.protocol, host, settings.port), None
+        return [(Address(protocol, host, port), None) for protocol, port in settings.listeners()]
 
     def _advertised(self, bound: Address) -> list[Address]:
         """Where other processes reach this one, best first; several if only the operator can know which it is."""
@@ -217,8 +229,10 @@ class _Service:
         hosts = advertised_hosts(bound.host) if contact is None else [contact]
         return [Address(bound.scheme, host, bound.port) for host in hosts]
 
-    def _announce(self, address: Address, others: list[Address], bound: list[Address]) -> None:
-        log.info("Scheduler at:   %s", address)
+    def _announce(self, places: list[_Place]) -> None:
+        for place in places:
+            log.info("Scheduler at:   %s", place.address)
+        address, others = places[0].address, places[0].others
         if others:
             log.warning(
                 "No default route, and several addresses: workers that cannot reach %s may reach %s; "
@@ -227,9 +241,12 @@ class _Service:
                 ", ".join(map(str, others)),
             )
         if self._credentials.key is None and not address.is_in_process:
-            everybody = "everybody on this machine" if all(is_loopback(where.host) for where in bound) else "everybody"
+            is_local = all(is_loopback(where.host) for place in places for where in place.bound)
             log.warning(
-                "Not secured (--no-auth): %s can run programs as %s, by port %d", everybody, user_name(), address.port
+                "Not secured (--no-auth): %s can run programs as %s, by port %s",
+                "everybody on this machine" if is_local else "everybody",
+                user_name(),
+                ", ".join(str(place.address.port) for place in places),
             )
 
     # -------------------------------------------------------------------------------------------------- sessions
