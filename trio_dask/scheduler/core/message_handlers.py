@@ -271,7 +271,7 @@ def _query(state: State, client: Client, message: m.Query) -> None:
         state.run_record = record
         state.send(client.peer, m.Reply(message.request, runs))
         return
-    if message.what in ("logs", "versions"):
+    if message.what in ("logs", "versions", "profile"):
         state.requests.append(ServiceQuestion(client.peer, message.request, message.what, message.arguments))
         return
     state.send(client.peer, m.Reply(message.request, answer(state, message.what, message.arguments)))

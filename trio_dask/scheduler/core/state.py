@@ -341,7 +341,7 @@ class LogLine(NamedTuple):
 
 
 class ServiceQuestion(NamedTuple):
-    """A client asks what only the service knows: `logs` or `versions`, with these arguments. It answers by `reply`."""
+    """A client asks what only the service knows, such as `logs`, with these arguments. It answers by `reply`."""
 
     peer: PeerId
     request: int
