@@ -16,6 +16,7 @@ import trio
 from trio_dask.ids import name_of
 from trio_dask.processes.profiler import Profiler
 from trio_dask.processes.stack_samples import Rows, Samples
+from trio_dask.protocol.introspection import kind_of
 from trio_dask.worker.async_tasks import run_async
 from trio_dask.worker.call_stacks import EXECUTE
 from trio_dask.worker.executor import Executor
@@ -105,8 +106,8 @@ def _awaited(waiting: object) -> list[CodeType]:
     """The calls in which a coroutine waits, the outermost first, as far as Python shows them."""
     codes: list[CodeType] = []
     following: Any = waiting
-    while (kind := type(following)) in (CoroutineType, GeneratorType):
-        is_generator = kind is GeneratorType
+    while kind_of(following) in (CoroutineType, GeneratorType):
+        is_generator = kind_of(following) is GeneratorType
         codes.append(following.gi_code if is_generator else following.cr_code)
         following = following.gi_yieldfrom if is_generator else following.cr_await
     return codes
