@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from trio_dask.ids import RunId, places_of
+from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.blobs import ship
@@ -135,10 +135,8 @@ def register_eligible(queue: Queue, worker: Worker) -> None:
     """Make a worker eligible for a queue if it meets the demands."""
     options = queue.options
     info = worker.info
-    if options.workers:
-        names = (info.name, info.host, *places_of(info.address))
-        if not any(name in names for name in options.workers):
-            return
+    if options.workers and not info.is_among(options.workers):
+        return
     if all(info.resources.get(name, 0.0) >= amount for name, amount in options.resources):
         queue.eligible[worker] = None
         worker.queues.append(queue)
