@@ -205,13 +205,17 @@ class Link:
             if isinstance(self._shared.phase, Lost):
                 await self._unless_stopped(self._shared.phase.asked.wait)
                 self._shared.phase = Connecting()
+                if not self._is_stopping:
+                    _logger.warning("a call needs the scheduler; the client dials for up to %g s", self._patience_s)
             lost = self._shared.core.scheduler
             try:
                 connection = await self._unless_stopped(self._dial, lost, self._shared.core.received)
             except (NoScheduler, RefusedError, UnavailableError, UsageError) as error:
+                if lost:
+                    _logger.warning("the client gives up until the next call: %s", error)
                 self._lose(f"{loss.text}; reconnecting failed: {error}" if lost else str(error))
             else:
-                if connection is not None and lost:
+                if connection is not None:
                     _logger.warning("the client is connected again, after %.1f s", trio.current_time() - lost_at)
                 return connection
 
