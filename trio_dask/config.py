@@ -443,6 +443,9 @@ class SchedulerSettings(NamedTuple):
     tls_max_version: TlsMaxVersion = None
     tls_verify: TlsVerify = None
     require_encryption: RequireEncryption = None
+    profile_enabled: Annotated[bool, Key("distributed.worker.profile.enabled", BOOLEAN)] = False
+    profile_interval_s: Annotated[float, Key("distributed.worker.profile.interval", TIME)] = 0.01
+    profile_cycle_s: Annotated[float, Key("distributed.worker.profile.cycle", TIME)] = 1.0
     busy_poll_s: float = 0.5e-3
     keepalive_s: float = 2.0
     silence_s: Annotated[float, Key("distributed.comm.timeouts.tcp", SILENCE)] = 60.0

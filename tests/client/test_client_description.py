@@ -115,7 +115,7 @@ def test_waiting_for_what_is_no_number_of_workers_is_refused(number: Any) -> Non
 def test_restarting_a_worker_without_a_nanny_is_refused_with_its_address() -> None:
     with LocalCluster(1, 1, processes=False) as cluster, Client(cluster) as client:
         (address,) = client.nthreads()
-        with pytest.raises(ValueError, match=f"requires a nanny, which {address} has not"):
+        with pytest.raises(ValueError, match=f"requires a nanny, and {address} has none;"):
             client.restart_workers([address])
 
 

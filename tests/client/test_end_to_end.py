@@ -72,6 +72,9 @@ def test_a_future_of_another_cluster_is_told_whose_it_is(client: Client) -> None
                 call.result()
         with pytest.raises(FutureCancelledError, match=re.escape(whose)):
             client.get({"a": (increment, foreign)}, "a")
+        for operation in (client.explain, client.replicate, client.rebalance):
+            with pytest.raises(UsageError, match=rf"'foreign' is a future of {other.name}, .*: ask there"):
+                operation(foreign)
 
 
 def test_arrays_come_and_go(client: Client) -> None:
@@ -191,3 +194,10 @@ def test_where_memory_cannot_be_mapped_the_content_is_sent_after_all(
     monkeypatch.setattr(shared_blobs, "map_shared", refuse)
     assert client.submit(first_and_last, np.arange(3_000_000.0)).result(60) == (1.0, 2_999_999.0)
     assert not shared_blobs.probe()
+
+
+def test_a_timeout_is_told_in_seconds_however_it_was_given(client: Client) -> None:
+    never = client.submit(increment, 1, workers=["nobody"])
+    for call in (lambda: never.result(timeout="10ms"), lambda: wait(never, timeout="10ms")):
+        with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
+            call()

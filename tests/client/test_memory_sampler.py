@@ -1,14 +1,16 @@
 """The memory of all workers is sampled while a block runs."""
 
 import importlib
+import sys
 import time
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
 import trio
 
-from trio_dask import AsyncClient, Client, MemorySampler, UsageError, diagnostics, open_local_cluster
+from trio_dask import AsyncClient, Client, MemorySampler, UnavailableError, UsageError, diagnostics, open_local_cluster
 from trio_dask.client import memory_sampler
 from trio_dask.client.memory_sampler import MEASURES
 
@@ -116,6 +118,45 @@ def test_a_frame_of_pandas_has_a_column_for_each_run_and_values_between_its_samp
     plain = sampler.to_pandas()
     assert plain["a"].dropna().tolist() == [1, 3]
     assert plain.index[0] == pd.Timestamp(10, unit="s")
+
+
+class FakeBackend(ModuleType):
+    """Draws for pandas: it keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__("fake_backend")
+        self.drawn: list[tuple[Any, str, dict[str, Any]]] = []
+
+    def plot(self, data: Any, kind: str, **options: Any) -> str:
+        self.drawn.append((data, kind, options))
+        return "axes"
+
+
+def test_a_plot_is_a_line_for_each_run_in_gibibytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = FakeBackend()
+    monkeypatch.setitem(sys.modules, "fake_backend", backend)
+    sampler = MemorySampler()
+    sampler.samples = {"a": [(10.0, 2**30), (12.0, 3 * 2**30)], "b": [(111.0, 2**29), (113.0, 2**30)]}
+    assert sampler.plot(align=True, backend="fake_backend", title="memory", ylabel="GiB") == "axes"
+    ((frame, kind, options),) = backend.drawn
+    assert kind == "line"
+    assert frame.to_dict("list") == {"a": [1, 3], "b": [0.5, 1]}
+    assert frame.index.dtype.kind == "m"
+    assert (options["xlabel"], options["ylabel"], options["title"]) == ("time", "GiB", "memory")
+
+
+def test_a_plot_without_samples_or_libraries_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = MemorySampler()
+    with pytest.raises(UsageError, match="no samples to plot"):
+        sampler.plot()
+    sampler.samples = {"a": [(10.0, 1)]}
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(UnavailableError, match="this needs matplotlib; run: python -m pip install matplotlib"):
+        sampler.plot()
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UnavailableError, match="this needs pandas; run: python -m pip install pandas"):
+        sampler.to_pandas()
 
 
 def test_users_of_distributed_find_the_names_where_they_look_for_them() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from trio_dask import AsyncClient, Client, UsageError, open_local_cluster, performance_report
 from trio_dask.client.flame_graph import flame_graph
@@ -89,8 +90,10 @@ def test_profile_says_how_to_switch_samples_on(monkeypatch: pytest.MonkeyPatch, 
     with Client(n_workers=1, threads_per_worker=1, processes=False) as client:
         with pytest.raises(UsageError, match=r"set distributed.worker.profile.enabled to true .* before they start"):
             client.profile()
-        with pytest.raises(UsageError, match="py-spy"):
+        with pytest.raises(UsageError, match=r"scheduler does not profile itself: set .* before it starts"):
             client.profile(scheduler=True)
+        with pytest.raises(UsageError, match=r"workers do not profile themselves: set .* before they start"):
+            client.profile(server=True)
         with performance_report(tmp_path / "report.html", client=client):
             client.submit(abs, 1).result()
     assert "<h2>Profile</h2>" not in (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -103,6 +106,58 @@ async def test_profile_has_a_form_for_trio(tmp_path: Path) -> None:
     ):
         assert await client.profile(plot=True, filename=tmp_path / "profile.html") == tree_of([], {})
     assert "No samples." in (tmp_path / "profile.html").read_text(encoding="utf-8")
+
+
+def test_a_profile_of_the_workers_themselves_has_their_loops_and_functions_of_run(client: Client) -> None:
+    blocked = threading.Thread(target=client.run, args=(wait_outside,))
+    blocked.start()
+    try:
+        end = time.monotonic() + LIMIT_S
+        while "wait_inside" not in str(tree := client.profile(server=True)):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        go_on.set()
+        blocked.join()
+    assert "_load_and_call" in named(tree)
+    ((address, alone),) = client.profile(server=True, merge_workers=False).items()
+    assert address in client.nthreads()
+    assert alone["count"] >= tree["count"]
+    assert client.profile()["count"] == 0
+
+
+async def test_a_profile_of_the_scheduler_has_its_loop(sampling: None) -> None:
+    async with (
+        open_local_cluster(n_workers=1, threads_per_worker=1, processes=False) as cluster,
+        AsyncClient(cluster) as client,
+    ):
+        with trio.fail_after(LIMIT_S):
+            while "_serve_peer" not in str(tree := await client.profile(scheduler=True)):
+                await client.gather(client.map(abs, range(100), pure=False))
+        assert "unrolled_run" in named(tree)
+        assert (await client.profile(scheduler=True, stop=1.0))["count"] == 0
+        refused: list[tuple[dict[str, Any], str]] = [
+            ({"scheduler": True, "server": True}, "ask twice"),
+            ({"scheduler": True, "workers": "w"}, "ask twice"),
+            ({"server": True, "key": "f"}, "key='f' picks tasks"),
+        ]
+        for options, said in refused:
+            with pytest.raises(UsageError, match=said):
+                await client.profile(**options)
+
+
+async def wait_in_the_loop() -> None:
+    await trio.to_thread.run_sync(go_on.wait, LIMIT_S)
+
+
+def test_async_tasks_are_in_the_profile(client: Client) -> None:
+    future = client.submit(wait_in_the_loop)
+    try:
+        tree = until_sampled(client, key="wait_in_the_loop")
+    finally:
+        go_on.set()
+    future.result()
+    assert named(tree) == ["wait_in_the_loop"]
 
 
 def test_trees_of_workers_add_up() -> None:

@@ -20,7 +20,7 @@ from tests.client.cluster import MiniCluster, open_async_client
 from tests.untyped_dask import db
 from trio_dask import Client, LocalCluster, UsageError, open_local_cluster, progress, span
 from trio_dask.client import progress_views
-from trio_dask.client.progress_views import LINE_S, Counts, NotebookBars, PlainBars
+from trio_dask.client.progress_views import LINE_S, Counts, Lines, NotebookBars, PlainBars
 
 DOOR = threading.Event()
 
@@ -221,7 +221,11 @@ def test_elsewhere_there_is_one_line_at_the_end(
         monkeypatch.setenv("TERM", "dumb")
         monkeypatch.setattr(sys, "stderr", Terminal())
     progress(client.map(slow_inc, range(60, 64)), interval=0.01)
-    assert re.fullmatch(r"\[#{40}\] \| 100% Completed \| +\d+\.\d s\n", capfd.readouterr().out)
+    written = capfd.readouterr()
+    if kind == "dumb terminal":
+        written = written._replace(err=sys.stderr.getvalue())  # type: ignore[attr-defined]
+    assert re.fullmatch(r"\[#{40}\] \| 100% Completed \| +\d+\.\d s\n", written.err)
+    assert not written.out
 
 
 async def test_elsewhere_there_is_a_line_every_30_s(
@@ -333,6 +337,21 @@ def test_tasks_that_were_done_before_the_first_answer_are_done() -> None:
     counts.update({"load": 1}, 0.0)
     counts.finish(4, 1, 1.0)
     assert [(row.done, row.total) for row in counts.rows(by_name=True)] == [(3, 4), (3, 3), (1, 1)]
+
+
+def test_what_cannot_be_counted_is_said_until_it_can() -> None:
+    file, counts = io.StringIO(), Counts()
+    lines = Lines(file, 4)
+    counts.miss(5.0)
+    lines.show(counts)
+    counts.miss(31.0)
+    lines.show(counts)
+    counts.update({"load": 3}, 60.0, done=1)
+    lines.show(counts)
+    assert file.getvalue().splitlines() == [
+        "[    ] | too many tasks left to count |   31.0 s",
+        "[#   ] |  25% Completed |   60.0 s",
+    ]
 
 
 def test_what_failed_is_not_completed() -> None:

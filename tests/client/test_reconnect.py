@@ -295,3 +295,21 @@ async def test_a_lost_scheduler_and_its_return_are_told_at_once_in_one_line_each
     assert said[0].startswith("the scheduler is lost: ")
     assert "the client dials for up to" in said[0]
     assert said[1].startswith("the client is connected again, after 0.")
+
+
+async def test_giving_up_and_dialling_again_are_told_in_one_line_each(
+    async_client: AsyncClient, cluster: MiniCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.unreachable = NoScheduler("nothing listens there")
+    cluster.lose()
+    await trio.testing.wait_all_tasks_blocked()
+    cluster.unreachable = None
+    assert await async_client.submit(increment, 1) == 2
+    said = [record.getMessage() for record in caplog.records if record.name == "trio_dask.client"]
+    assert [line.partition(":")[0].partition(";")[0].partition(",")[0] for line in said] == [
+        "the scheduler is lost",
+        "the client gives up until the next call",
+        "a call needs the scheduler",
+        "the client is connected again",
+    ]
+    assert said[1].endswith(": nothing listens there")

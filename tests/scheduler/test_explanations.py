@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.scheduler.kit import Client, Kit, Worker
+from tests.scheduler.kit import FUNCTION, Client, Kit, Worker
 from trio_dask.protocol import messages as m
 
 
@@ -61,6 +61,11 @@ def test_a_task_that_no_worker_can_take_says_what_is_lacking(kit: Kit, client: C
     lacking = "waits for a worker: no worker offers GPU=1 (2 workers: no GPU)"
     assert why(client, "b") == lacking
     assert why(client, "c") == f"waits for b, which {lacking}"
+
+
+def test_a_task_that_came_together_with_the_question_is_explained_like_others(kit: Kit, client: Client) -> None:
+    client.send(m.Submit(FUNCTION, ("a",), (b"call",), (), (), (), {}), m.Query(1, "explain", ("a",)))
+    assert [reply.payload for reply in client.take(m.Reply)] == ["waits for a worker: no worker is connected"]
 
 
 def test_a_ready_task_waits_for_room_or_for_workers_that_take_work(kit: Kit, client: Client) -> None:

@@ -32,7 +32,15 @@ def notices(kit: Kit) -> list[str]:
         ({"workers": ("nobody",)}, "3 tasks wait: no worker is called 'nobody' (2 workers: 'alice' or 'bob')"),
         (
             {"workers": ("alice", "x"), "resources": {"GPU": 3}},
-            "3 tasks wait: none of the workers 'alice' or 'x' offers GPU=3 (2 workers: GPU=2)",
+            "3 tasks wait: none of the workers 'alice' or 'x' offers GPU=3 (1 worker: GPU=2)",
+        ),
+        (
+            {"workers": ("alice",), "resources": {"GPU": 3}},
+            "3 tasks wait: worker 'alice' does not offer GPU=3 (1 worker: GPU=2)",
+        ),
+        (
+            {"workers": ("nobody", "x"), "resources": {"GPU": 1}},
+            "3 tasks wait: no worker is called 'nobody' or 'x' (2 workers: 'alice' or 'bob')",
         ),
     ],
 )
@@ -313,3 +321,17 @@ def test_a_long_line_hides_no_other_and_each_reason_is_noted_once(monkeypatch: p
     assert told(other) == [(no_tpu, False), (no_tpu, True)]
     assert "10+ tasks wait: no worker is called 'nobody' (1 worker: 'w3')" in [text for text, _ in told(client)]
     kit.assert_empty()
+
+
+def test_a_worker_that_leaves_is_not_said_to_be_missing_or_to_lack_something() -> None:
+    kit = Kit()
+    client = kit.client()
+    worker = kit.worker("alice", resources={"GPU": 2})
+    client.submit("runs")
+    client.send(m.Retire(1, ("alice",), 0))
+    client.submit("a", workers=("alice",), resources={"GPU": 1})
+    kit.tick(0.1)
+    assert told(client) == [
+        ("1 task waits: no worker takes such tasks (1 worker, which is leaving or returning)", False)
+    ]
+    worker.finish_all()

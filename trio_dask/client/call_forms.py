@@ -37,6 +37,7 @@ from trio_dask.client.wait_signals import (
     limit,
     refuse_in_event_loop,
     require_trio,
+    within,
 )
 
 P = ParamSpec("P")
@@ -117,7 +118,7 @@ class ForCall(Generic[R]):
     async def wait(self) -> R:
         with limit(self.timeout):
             return await self.engine.call_async(self.function)
-        raise TimeoutError(f"{self.what} was not done within {self.timeout} s")
+        raise TimeoutError(f"{self.what} was not done {within(self.timeout)}")
 
 
 class HasEngine(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import os
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -15,6 +14,7 @@ import trio
 
 from trio_dask.client.call_forms import CallForms, awaitable, blocking, in_loop
 from trio_dask.client.engine import Engine
+from trio_dask.client.libraries import library
 from trio_dask.client.operations import outcomes_of_workers
 from trio_dask.errors import UnavailableError, UsageError
 from trio_dask.processes.recent_lines import recent_lines
@@ -126,7 +126,7 @@ def _without(value: Any, names: Collection[str], *, is_table: bool = False) -> A
 
 
 def _writer(format: str) -> Callable[[Any, IO[bytes]], object]:
-    return _write_msgpack if format == "msgpack" else partial(_write_yaml, _library("yaml", "PyYAML"))
+    return _write_msgpack if format == "msgpack" else partial(_write_yaml, library("yaml", "PyYAML"))
 
 
 def _write_msgpack(state: Any, file: IO[bytes]) -> None:
@@ -139,19 +139,12 @@ def _write_yaml(yaml: Any, state: Any, file: IO[bytes]) -> None:
     yaml.dump(state, file, Dumper=dumper, encoding="utf-8", allow_unicode=True, sort_keys=False)
 
 
-def _library(name: str, title: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UnavailableError(f"{title} is needed for this, and is not installed: {error}") from error
-
-
 def write(
     target: str, state: Any, write_to: Callable[[Any, IO[bytes]], object], storage_options: Mapping[str, Any]
 ) -> None:
     """Write a state into a file, which appears when it is whole, or to a URL."""
     if "://" in target:
-        with _library("fsspec", "fsspec").open(target, mode="wb", **storage_options) as file:
+        with library("fsspec").open(target, mode="wb", **storage_options) as file:
             write_to(state, file)
         return
     path = Path(target).absolute()

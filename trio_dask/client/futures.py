@@ -13,7 +13,7 @@ from trio_dask.client.core.key_state import KeyState, Status
 from trio_dask.client.engine import Engine, loading
 from trio_dask.client.import_hook import DASK, when_imported
 from trio_dask.client.task_errors import exception_of, no_value
-from trio_dask.client.wait_signals import SettleWaiter, ValueReader
+from trio_dask.client.wait_signals import SettleWaiter, ValueReader, within
 from trio_dask.hooks import hooks
 from trio_dask.ids import Key
 from trio_dask.protocol.pickling import KeyReference
@@ -151,7 +151,7 @@ def result_of(future: BaseFuture, timeout: Timeout = None) -> Waiting[Any]:
 
     def finish(in_time: bool) -> Any:
         if not in_time:
-            raise engine.too_late(f"{state.key!r} gave no result within {timeout} s; it is {state.status}", [state])
+            raise engine.too_late(f"{state.key!r} gave no result {within(timeout)}; it is {state.status}", [state])
         frames = reader.frames.get(state)
         if frames is None:
             raise no_value(state, reader.reasons.get(state, ""))
@@ -180,7 +180,7 @@ def _once_done(future: BaseFuture, timeout: Timeout, found: Callable[[KeyState],
 
     def finish(in_time: bool) -> _T:
         if not in_time:
-            raise engine.too_late(f"{state.key!r} was not done within {timeout} s", [state])
+            raise engine.too_late(f"{state.key!r} was not done {within(timeout)}", [state])
         return found(state)
 
     return ForKeys(engine, (state,), SettleWaiter(1, 1), finish, future, timeout)

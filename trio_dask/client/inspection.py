@@ -13,7 +13,7 @@ from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture
-from trio_dask.client.nested_futures import all_futures_in, materialize
+from trio_dask.client.nested_futures import all_futures_in, check_cluster, materialize
 from trio_dask.client.operations import call_workers, described_workers
 from trio_dask.client.rpc_client import ask_once
 from trio_dask.client.shared_state import Connected
@@ -147,9 +147,14 @@ async def explain(engine: Engine, future: Any) -> str:
 
     "waits for load-3, which has been running for 41 s on host-b; usually 12 s", or "waits for a worker: no worker
     offers GPU=1 (2 workers: no GPU)". Of a future that is done it says how it ended.
+
+    Raises:
+      TypeError: it is no future.
+      UsageError: it belongs to another cluster.
     """
     if not isinstance(future, BaseFuture):
         raise TypeError(f"explain() takes a future, not {future!r:.60}")
+    check_cluster(engine, [future])
     state: KeyState = future.state
     if not isinstance(engine.phase, Connected):
         return "the client is not connected to a scheduler"

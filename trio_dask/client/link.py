@@ -202,23 +202,28 @@ class Link:
         if loss.is_final:
             self._lose(loss.text)
         else:
-            line = "%s; calls wait, and the client dials for up to %g s"
-            _logger.log(self._loss_level, line, loss.text, self._patience_s)
+            self._say("%s; calls wait, and the client dials for up to %g s", loss.text, self._patience_s)
         lost_at = trio.current_time()
         while True:
             if isinstance(self._shared.phase, Lost):
                 await self._unless_stopped(self._shared.phase.asked.wait)
                 self._shared.phase = Connecting()
+                if not self._is_stopping:
+                    self._say("a call needs the scheduler; the client dials for up to %g s", self._patience_s)
             lost = self._shared.core.scheduler
             try:
                 connection = await self._unless_stopped(self._dial, lost, self._shared.core.received)
             except (NoScheduler, RefusedError, UnavailableError, UsageError) as error:
+                if lost:
+                    self._say("the client gives up until the next call: %s", error)
                 self._lose(f"{loss.text}; reconnecting failed: {error}" if lost else str(error))
             else:
-                if connection is not None and lost:
-                    away_s = trio.current_time() - lost_at
-                    _logger.log(self._loss_level, "the client is connected again, after %.1f s", away_s)
+                if connection is not None:
+                    self._say("the client is connected again, after %.1f s", trio.current_time() - lost_at)
                 return connection
+
+    def _say(self, line: str, *arguments: object) -> None:
+        _logger.log(self._loss_level, line, *arguments)
 
     def _lose(self, text: str) -> None:
         """No scheduler knows this client any more."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import time
@@ -13,6 +12,7 @@ import trio
 
 from trio_dask.client.current_client import get_client
 from trio_dask.client.engine import Engine
+from trio_dask.client.libraries import library, not_installed
 from trio_dask.client.operations import outcomes_of_workers
 from trio_dask.client.wait_signals import refuse_in_event_loop
 from trio_dask.errors import TrioDaskError, UsageError
@@ -74,8 +74,11 @@ class MemorySampler:
         """The samples as a pandas `DataFrame`, with a column for each label and times as the index.
 
         With `align` these are the times since the first sample of each column, so that runs can be compared.
+
+        Raises:
+          UnavailableError: pandas is not installed.
         """
-        pd: Any = importlib.import_module("pandas")
+        pd = library("pandas")
         columns: dict[str, Any] = {}
         for label, samples in self.samples.items():
             times: Any = pd.to_datetime([when for when, _ in samples], unit="s")
@@ -86,9 +89,21 @@ class MemorySampler:
         return frame.ffill().where(frame.bfill().notna())
 
     def plot(self, *, align: bool = False, **options: Any) -> Any:
-        """Plot the samples in GiB with pandas, to whose `DataFrame.plot` the options go. `align` is as above."""
+        """Plot the samples in GiB with pandas, to whose `DataFrame.plot` the options go. `align` is as above.
+
+        Returns what that returns, which is axes of matplotlib, if no other `backend` is chosen.
+
+        Raises:
+          UsageError: there are no samples yet.
+          UnavailableError: pandas or matplotlib is not installed.
+        """
+        if not self.samples:
+            raise UsageError("there are no samples to plot: have some code run in a block of sample() first")
         frame = self.to_pandas(align=align) / 2**30
-        return frame.plot(**{"xlabel": "time", "ylabel": "Cluster memory (GiB)", **options})
+        try:
+            return frame.plot(**{"xlabel": "time", "ylabel": "Cluster memory (GiB)", **options})
+        except ImportError as error:
+            raise not_installed("matplotlib", error) from error
 
 
 class MemorySampling:

@@ -121,6 +121,17 @@ def leaves_out_failures(errors: str) -> bool:
     return errors == "skip"
 
 
+def check_cluster(engine: Engine, futures: Iterable[BaseFuture]) -> None:
+    """Raise `UsageError` for a future of another cluster: this one knows nothing of it."""
+    for future in futures:
+        other = future.engine
+        if other is not engine and other.address != engine.address:
+            name = getattr(other.client, "name", "another client")
+            raise UsageError(
+                f"{future.key!r} is a future of {name}, which belongs to the scheduler at {other.address}: ask there"
+            )
+
+
 def own_states(engine: Engine, futures: list[BaseFuture]) -> list[KeyState]:
     """The states behind these futures, each once.
 

@@ -30,7 +30,7 @@ from trio_dask.client.nested_futures import all_futures_in, materialize
 from trio_dask.client.option_conflicts import unambiguous
 from trio_dask.client.replicas import rebalance, replicate
 from trio_dask.client.task_options import Workers, each_worker, whole_number, worker_names
-from trio_dask.client.wait_signals import limit
+from trio_dask.client.wait_signals import limit, within
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
 from trio_dask.html_cards import SchedulerInfo
@@ -118,7 +118,7 @@ async def wait_for_workers(engine: Engine, n_workers: int = 1, timeout: Timeout 
         await engine.ask("wait_for_workers", (str(number),))
         return
     there = len(await engine.ask("nthreads"))
-    raise TimeoutError(f"only {there} of {n_workers} workers arrived within {timeout} s")
+    raise TimeoutError(f"only {there} of {n_workers} workers arrived {within(timeout)}")
 
 
 async def _about_keys(engine: Engine, what: str, futures: Any) -> dict[Key, Any]:
@@ -179,8 +179,8 @@ async def restart_workers(
     meant = await _workers_meant(engine, names)
     if bare := sorted({where for found in meant.values() for where, worker in found.items() if not worker["nanny"]}):
         raise UsageError(
-            f"restarting workers requires a nanny, which {', '.join(bare)} has not: "
-            "restart() has all workers begin afresh, these in the processes that they have"
+            f"restart_workers() requires a nanny, and {', '.join(bare)} {'has' if len(bare) == 1 else 'have'} none; "
+            "restart() has all workers begin afresh, those without a nanny in the process that they have"
         )
     missing: Sequence[str] = [str(worker["name"]) for found in meant.values() for worker in found.values()]
     with limit(timeout):

@@ -1,4 +1,4 @@
-"""`client.profile`: in which functions tasks spend their time, as the workers have sampled it."""
+"""`client.profile`: in which functions tasks, workers and the scheduler spend their time, as these sampled it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ LATER: Final = 1e12
 PATIENCE_S: Final = 10.0
 """A worker that does not answer within this time is left out."""
 
-ENABLED: Final = "distributed.worker.profile.enabled"
+HOW_TO_ENABLE: Final = (
+    "set distributed.worker.profile.enabled to true in the configuration before {}, "
+    "for example by DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=true"
+)
 
 Tree: TypeAlias = dict[str, Any]
 """A function: its `count` of samples, its `identifier`, its `description`, and by identifier its `children`."""
@@ -45,8 +48,9 @@ async def profile(
 ) -> Tree:
     """In which functions tasks have spent their time: a tree of functions, each with the samples taken in it.
 
-    Workers sample the threads of their tasks if the configuration says so, when they start:
-    `distributed.worker.profile.enabled`. They keep the samples of about an hour.
+    Workers and scheduler take samples if the configuration says so, when they start:
+    `distributed.worker.profile.enabled`. They keep those of about an hour. An `async def` task is sampled where it runs
+    or where it waits, as one in a thread is.
 
     Args:
       key: only of tasks with this name, which is usually the name of the function.
@@ -56,36 +60,56 @@ async def profile(
       merge_workers: False for a tree of each worker, by address.
       plot: write a flame graph as a page into a file.
       filename: of that page, `dask-profile.html` by default; with a name it is written without `plot`, too.
-      server, scheduler: refused; only tasks are sampled.
+      server: of the workers themselves instead of their tasks: their event loops, and functions of `client.run`.
+      scheduler: of the scheduler itself; a single tree.
 
     Raises:
-      UsageError: no worker takes samples.
+      UsageError: what is asked for is not sampled, or arguments exclude each other.
     """
-    if server or scheduler:
-        raise UsageError(
-            "profile() knows tasks only; to sample the loop of a worker or scheduler, use py-spy on its pid"
-        )
-    trees = await _profiles(engine, key, moment(start, 0.0), moment(stop, LATER), workers)
+    first, last = moment(start, 0.0), moment(stop, LATER)
+    if (server or scheduler) and key is not None:
+        raise UsageError(f"key={key!r:.40} picks tasks: it goes with neither server=True nor scheduler=True")
+    if scheduler:
+        if server or workers is not None:
+            raise UsageError("scheduler=True goes with neither server=True nor workers=; ask twice")
+        trees = {"scheduler": await _profile_of_scheduler(engine, first, last)}
+        merge_workers = True
+    else:
+        trees = await _profiles(engine, key, first, last, workers, server=server)
     if plot or filename is not None:
         text = document("Profile", flame_graph(merged(trees)))
         await trio.to_thread.run_sync(write_page, PROFILE_FILE if filename is None else filename, text)
     return merged(trees) if merge_workers else trees
 
 
-async def _profiles(engine: Engine, key: str | None, start: float, stop: float, workers: Workers) -> dict[str, Tree]:
-    sampled = await call_workers(engine, _sampled, (start, stop, key), workers, PATIENCE_S)
+async def _profiles(
+    engine: Engine, key: str | None, start: float, stop: float, workers: Workers, *, server: bool = False
+) -> dict[str, Tree]:
+    ask, arguments = (_sampled_loop, (start, stop)) if server else (_sampled, (start, stop, key))
+    sampled = await call_workers(engine, ask, arguments, workers, PATIENCE_S)
     found = {address: tree_of(*rows) for address, rows in sampled.items() if rows is not None}
     if sampled and not found:
-        raise UsageError(
-            f"the workers do not profile their tasks: set {ENABLED} to true in the configuration "
-            "before they start, for example by DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=true"
-        )
+        what = "themselves" if server else "their tasks"
+        raise UsageError(f"the workers do not profile {what}: {HOW_TO_ENABLE.format('they start')}")
     return found
 
 
 def _sampled(start: float, stop: float, key: str | None, dask_worker: Any) -> Any:
     profiler = dask_worker.profiler
     return None if profiler is None else profiler.between(start, stop, key)
+
+
+def _sampled_loop(start: float, stop: float, dask_worker: Any) -> Any:
+    profiler = dask_worker.profiler
+    return None if profiler is None else profiler.loop_between(start, stop)
+
+
+async def _profile_of_scheduler(engine: Engine, start: float, stop: float) -> Tree:
+    sampled = await engine.ask("profile", (repr(start), repr(stop)))
+    if sampled is None:
+        raise UsageError(f"the scheduler does not profile itself: {HOW_TO_ENABLE.format('it starts')}")
+    calls, counts = sampled
+    return tree_of(calls, dict(counts))
 
 
 @in_loop
@@ -108,7 +132,7 @@ async def _profile_if_any(engine: Engine, start: float) -> Tree | None:
 
 
 def tree_of(calls: Sequence[tuple[int, str, str, int, str]], counts: Mapping[int, int]) -> Tree:
-    """The tree of these calls, as workers list them (`worker.profiler.Rows`)."""
+    """The tree of these calls, as workers list them (`stack_samples.Rows`)."""
     samples = [counts.get(number, 0) for number in range(len(calls) + 1)]
     for number in range(len(calls), 0, -1):
         samples[calls[number - 1][0]] += samples[number]

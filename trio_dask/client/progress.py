@@ -16,7 +16,7 @@ from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import states_of
 from trio_dask.client.nested_futures import futures_given
-from trio_dask.client.progress_views import Counts, NotebookBars, View, is_terminal, view_of
+from trio_dask.client.progress_views import Counts, NotebookBars, View, view_of
 from trio_dask.client.wait_signals import SettleWaiter, as_seconds, in_notebook
 from trio_dask.errors import UsageError
 from trio_dask.ids import Key
@@ -53,7 +53,7 @@ def _progress(
         name of a bar for each key.
       interval: how often bars are drawn at most, in seconds or as a text.
       width: of a bar, in characters.
-      file: where to write; by default standard error if that is a terminal, else standard output.
+      file: where to write; by default standard error.
       loop: means nothing.
 
     Raises:
@@ -76,8 +76,7 @@ def _progress(
         bars = NotebookBars(width, pause_s, by_name=multi)
         engine.start(partial(follow, bars))
         return Done(bars)
-    stream = file or (sys.stderr if is_terminal(sys.stderr) else sys.stdout)
-    return ForCall(engine, partial(follow, view_of(stream, width, pause_s, by_name=multi)))
+    return ForCall(engine, partial(follow, view_of(file or sys.stderr, width, pause_s, by_name=multi)))
 
 
 async def _follow(
@@ -101,10 +100,12 @@ async def _follow(
             asked_at = trio.current_time()
             left: Mapping[str, int] | None = await count_left([state.key for state in pending])
             now = trio.current_time()
-            if left is not None:
+            if left is None:
+                counts.miss(now - began_at)
+            else:
                 counts.update(left, now - began_at, done)
                 done = 0
-                await trio.to_thread.run_sync(view.show, counts)
+            await trio.to_thread.run_sync(view.show, counts)
             with trio.move_on_after(max(view.pause_s, SHARE * (now - asked_at))):
                 await engine.wait_for_async(pending, SettleWaiter(len(pending), len(pending)))
         failed = sum(state.status != "finished" for state in states)

@@ -45,6 +45,7 @@ class Counts:
         self._totals: dict[str, int] = {}
         self._left: Mapping[str, int] = {}
         self._failed = 0
+        self._is_known = True
         self.elapsed_s = 0.0
         self.is_over = False
 
@@ -53,13 +54,20 @@ class Counts:
         if done:
             self._totals["done before"] = done
         self._left = left
+        self._is_known = True
         self.elapsed_s = elapsed_s
         for name, number in left.items():
             self._totals[name] = max(self._totals.get(name, 0), number)
 
+    def miss(self, elapsed_s: float) -> None:
+        """Too many tasks are left to count them."""
+        self._is_known = False
+        self.elapsed_s = elapsed_s
+
     def finish(self, number: int, failed: int, elapsed_s: float) -> None:
         """Nothing is left of what was counted, which is at least this number; so many have `failed`."""
         self._left = {}
+        self._is_known = True
         self._failed = failed
         self.elapsed_s = elapsed_s
         self.is_over = True
@@ -68,6 +76,8 @@ class Counts:
 
     def rows(self, *, by_name: bool, most: int = MOST_ROWS) -> list[Row]:
         """One for all tasks, then perhaps one for each name, the most frequent first."""
+        if not self._is_known:
+            return [Row(0, 0, f"too many tasks left to count | {self.elapsed_s:6.1f} s")]
         total = sum(self._totals.values())
         done = max(total - sum(self._left.values()) - self._failed, 0)
         percent = 100 * done // total if total else 0

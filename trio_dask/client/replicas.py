@@ -9,7 +9,7 @@ from trio_dask.client.call_forms import in_loop
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import states_of
-from trio_dask.client.nested_futures import futures_given
+from trio_dask.client.nested_futures import check_cluster, futures_given
 from trio_dask.client.task_errors import no_value
 from trio_dask.client.task_options import Workers, each_worker, whole_number, worker_names
 from trio_dask.client.wait_signals import SettleWaiter
@@ -72,7 +72,9 @@ async def rebalance(engine: Engine, futures: Any = None, workers: Workers = None
 
 async def _finished(engine: Engine, futures: Any) -> list[KeyState]:
     """The states of these futures, once all of them have results. Raises what a task raised."""
-    states = list(dict.fromkeys(states_of(futures_given(futures, "this"))))
+    given = futures_given(futures, "this")
+    check_cluster(engine, given)
+    states = list(dict.fromkeys(states_of(given)))
     await engine.wait_for_async(states, SettleWaiter(len(states), len(states)))
     for state in states:
         if state.failure is not None:

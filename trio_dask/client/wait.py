@@ -12,7 +12,7 @@ from trio_dask.client.core.key_state import TERMINAL
 from trio_dask.client.futures import AsyncFuture, states_of
 from trio_dask.client.nested_futures import futures_given
 from trio_dask.client.task_errors import no_value
-from trio_dask.client.wait_signals import SettleWaiter
+from trio_dask.client.wait_signals import SettleWaiter, within
 from trio_dask.parsing import counted
 
 ALL_COMPLETED: Final = "ALL_COMPLETED"
@@ -51,7 +51,7 @@ def _wait(fs: Any, timeout: Timeout = None, return_when: ReturnWhen = "ALL_COMPL
     def finish(in_time: bool) -> DoneAndNotDone:
         if not in_time:
             left = [future.state for future in futures if not future.done()]
-            raise engine.too_late(f"{were_not_done(len(left))} within {timeout} s", left)
+            raise engine.too_late(f"{were_not_done(len(left))} {within(timeout)}", left)
         for state in states:
             if state.status in TERMINAL:
                 raise no_value(state, "")

@@ -32,6 +32,11 @@ def as_seconds(timeout: float | str | datetime.timedelta | None) -> float | None
         raise UsageError(text) from None
 
 
+def within(timeout: float | str | datetime.timedelta | None) -> str:
+    """What a message says of a timeout that has passed."""
+    return f"within {as_seconds(timeout) or 0.0:g} s"
+
+
 def limit(timeout: float | str | datetime.timedelta | None) -> trio.CancelScope:
     """A scope that is cancelled after this long. Raises `UsageError` for a text that is no length of time."""
     seconds = as_seconds(timeout)

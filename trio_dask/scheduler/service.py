@@ -17,7 +17,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -34,6 +34,7 @@ from trio_dask.config import LEAVING, SchedulerSettings
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId, new_incarnation
 from trio_dask.owned_files import keep_file
+from trio_dask.processes.profiler import Profiler
 from trio_dask.processes.recent_lines import recent_lines
 from trio_dask.processes.versions import versions
 from trio_dask.protocol.hello import Hello, Refusal, Welcome
@@ -121,6 +122,11 @@ class _Service:
         )
         self._connections: dict[PeerId, Connection] = {}
         self._busy_poll = BusyPoll(settings.busy_poll_s)
+        self._profiler = (
+            Profiler(interval_s=settings.profile_interval_s, cycle_s=settings.profile_cycle_s)
+            if settings.profile_enabled
+            else None
+        )
         self._alarm = trio.CancelScope()
         self._stopping = trio.Event()
         self._farewell: Leave | SchedulerStops | None = SchedulerStops()
@@ -146,7 +152,7 @@ class _Service:
         """Serve until cancelled, or until a stop is asked for."""
         self._core.begin(trio.current_time())
         try:
-            with self._busy_poll.running():
+            with self._busy_poll.running(), nullcontext() if self._profiler is None else self._profiler.running():
                 async with trio.open_nursery() as sessions:
                     try:
                         await self._serve(sessions, task_status)
@@ -360,13 +366,32 @@ class _Service:
                 case Stop(reason):
                     self._stop(reason)
                 case ServiceQuestion() as question:
-                    core.reply(question, _answer(question.what, question.arguments))
+                    core.reply(question, self._answer(question.what, question.arguments))
                     self._send_all()
         if self._events:
             self._plugins.wake()
         deadline = core.next_deadline()
         if deadline < self._alarm.deadline:  # one that comes too early finds nothing to do: cheaper than to move it
             self._alarm.deadline = deadline
+
+    def _answer(self, what: str, arguments: tuple[str, ...]) -> object:
+        """The answer to a question of a client about this program."""
+        if what == "versions":
+            return versions(arguments)
+        if what == "profile":
+            return self._profile(arguments)
+        number = int(arguments[0]) if arguments and arguments[0].isdecimal() else None
+        return recent_lines(number)
+
+    def _profile(self, arguments: tuple[str, ...]) -> object:
+        try:
+            start, stop = map(float, arguments)
+        except ValueError:  # only a client of another release can ask so
+            return None
+        if self._profiler is None:
+            return None
+        calls, counts = self._profiler.loop_between(start, stop)
+        return calls, list(counts.items())
 
     def _send_all(self) -> None:
         connections = self._connections
@@ -400,11 +425,3 @@ class _Service:
         if isinstance(hello, Hello) and hello.role in ("worker", "nanny"):
             connection.send_nowait(farewell)
         await connection.aclose(farewell.reason if isinstance(farewell, Leave) else "it was stopped")
-
-
-def _answer(what: str, arguments: tuple[str, ...]) -> object:
-    """The answer to a question of a client about this program."""
-    if what == "versions":
-        return versions(arguments)
-    number = int(arguments[0]) if arguments and arguments[0].isdecimal() else None
-    return recent_lines(number)

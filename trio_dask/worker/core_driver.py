@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, NamedTuple, cast
@@ -60,7 +61,7 @@ from trio_dask.worker.hosted_actors import HostedActors
 from trio_dask.worker.memory_monitor import MemoryMonitor, WorkerCallbacks, keep_nothing_unwatched
 from trio_dask.worker.peer_channels import PeerChannels
 from trio_dask.worker.process_memory import ProcessMemory
-from trio_dask.worker.profiler import Profiler
+from trio_dask.worker.profiler import TaskProfiler
 from trio_dask.worker.result_store import Frames, ResultStore
 from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded
@@ -150,26 +151,26 @@ class CoreDriver:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run slots, fetches and the timer until cancelled. Sessions begin after `task_status.started`."""
         self._events.attach()
-        if self._profiler is not None:
-            self._profiler.start()
         try:
-            async with trio.open_nursery() as self._tasks:
-                self._tasks.start_soon(self._executor.run, self._take_outcomes)
-                self._tasks.start_soon(self.plugins.run)
-                if self._memory is not None:
-                    self._tasks.start_soon(self._memory.run)
-                task_status.started()
-                try:
-                    await self._tick()
-                finally:
-                    self._peers.close()
+            with nullcontext() if self._profiler is None else self._profiler.running():
+                await self._run(task_status)
         finally:
-            if self._profiler is not None:
-                self._profiler.close()
             self._actors.close()
             self._transitions.close()
             self.handle.remove_directory()
             self._process.close()
+
+    async def _run(self, task_status: trio.TaskStatus[None]) -> None:
+        async with trio.open_nursery() as self._tasks:
+            self._tasks.start_soon(self._executor.run, self._take_outcomes)
+            self._tasks.start_soon(self.plugins.run)
+            if self._memory is not None:
+                self._tasks.start_soon(self._memory.run)
+            task_status.started()
+            try:
+                await self._tick()
+            finally:
+                self._peers.close()
 
     def _send_done(self, message: PluginDone) -> None:
         if self._connection is None:
@@ -283,11 +284,12 @@ class CoreDriver:
         )
         return MemoryMonitor(limits, settings, hooks)
 
-    def _make_profiler(self, settings: WorkerSettings) -> Profiler | None:
+    def _make_profiler(self, settings: WorkerSettings) -> TaskProfiler | None:
         if not settings.profile_enabled:
             return None
-        return Profiler(
+        return TaskProfiler(
             self._executor.threads,
+            self._executor.trio_tasks,
             lambda: self._executor.busy,
             interval_s=settings.profile_interval_s,
             cycle_s=settings.profile_cycle_s,
@@ -412,8 +414,6 @@ class CoreDriver:
             self._executor.wake(effects.offered)
             if self._memory is not None:
                 self._memory.wake()
-            if self._profiler is not None:
-                self._profiler.wake()
             self._call_at(trio.current_time() + LONG_RUN_S)
         self._call_at(self._core.slots.next_deadline())
 
@@ -454,8 +454,6 @@ class CoreDriver:
             self._core.tick(now)
             if self._executor.busy:
                 self._core.started(self._executor.running_for(LONG_RUN_S), now)
-                if self._profiler is not None:
-                    self._profiler.wake()
             if self._heartbeat_at <= now:
                 self._heartbeat_at = now + self._settings.heartbeat_interval_s
                 self._peers.close_idle(now)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, MutableSequence
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableSequence
 from contextlib import suppress
 from math import inf
 from queue import SimpleQueue
@@ -244,6 +244,10 @@ class Executor:
         before = perf_counter() - seconds
         contexts = (*self._slots, *self._seceded.outside)
         return [context.run for context in contexts if context is not None and context.started_at <= before]
+
+    def trio_tasks(self) -> Collection[trio.lowlevel.Task]:
+        """The Trio tasks in which `async def` tasks run, and others of this executor. From any thread."""
+        return () if self._tasks is None else self._tasks.child_tasks
 
     @property
     def slots_are_free(self) -> bool:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from typing import Any, Protocol
 
 import trio
@@ -194,6 +194,11 @@ _current: ContextVar[TaskContext] = ContextVar("trio_dask task")
 
 enter = _current.set
 """Make a context the current one of this thread or Trio task."""
+
+
+def context_in(context: Context) -> TaskContext | None:
+    """The context of the task for which a Trio task runs, by that one's `context`. From any thread."""
+    return context.get(_current)
 
 
 def current_task() -> TaskContext | None:

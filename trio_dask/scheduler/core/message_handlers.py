@@ -31,7 +31,7 @@ from trio_dask.scheduler.core.coordination.handlers import coordinate, end_reque
 from trio_dask.scheduler.core.estimates import note_bandwidth, update_duration
 from trio_dask.scheduler.core.metadata import set_metadata
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
-from trio_dask.scheduler.core.placement import keep_off
+from trio_dask.scheduler.core.placement import keep_off, place
 from trio_dask.scheduler.core.queries import answer
 from trio_dask.scheduler.core.run_record import Ran, RunRecord
 from trio_dask.scheduler.core.state import (
@@ -272,7 +272,9 @@ def _query(state: State, client: Client, message: m.Query) -> None:
         state.run_record = record
         state.send(client.peer, m.Reply(message.request, runs))
         return
-    if message.what in ("logs", "versions"):
+    if message.what == "explain":
+        place(state)  # what has come together with the question
+    if message.what in ("logs", "versions", "profile"):
         state.requests.append(ServiceQuestion(client.peer, message.request, message.what, message.arguments))
         return
     state.send(client.peer, m.Reply(message.request, answer(state, message.what, message.arguments)))

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from trio_dask.ids import RunId, places_of
+from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.blobs import ship
@@ -141,11 +141,7 @@ def register_eligible(queue: Queue, worker: Worker) -> None:
 
 def is_named(worker: Worker, options: TaskOptions) -> bool:
     """Whether tasks with these options name this worker, or none."""
-    if not options.workers:
-        return True
-    info = worker.info
-    names = (info.name, info.host, *places_of(info.address))
-    return any(name in names for name in options.workers)
+    return not options.workers or worker.info.is_among(options.workers)
 
 
 def offers_resources(worker: Worker, options: TaskOptions) -> bool:

@@ -7,11 +7,11 @@ every decision follows from the order of the events alone. This file is long bec
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId
+from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId, places_of
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Free, Message, Stuck
 from trio_dask.scheduler.core.coordination.table import Coordination
@@ -110,6 +110,11 @@ class WorkerInfo(NamedTuple):
     def title(self) -> str:
         """What people call it."""
         return self.own_name or self.address
+
+    def is_among(self, names: Iterable[str]) -> bool:
+        """Whether one of these is its name, its host or its address."""
+        mine = (self.name, self.host, *places_of(self.address))
+        return any(name in mine for name in names)
 
 
 class TaskOptions(NamedTuple):
@@ -341,7 +346,7 @@ class LogLine(NamedTuple):
 
 
 class ServiceQuestion(NamedTuple):
-    """A client asks what only the service knows: `logs` or `versions`, with these arguments. It answers by `reply`."""
+    """A client asks what only the service knows, such as `logs`, with these arguments. It answers by `reply`."""
 
     peer: PeerId
     request: int

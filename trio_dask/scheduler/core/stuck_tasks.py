@@ -190,17 +190,29 @@ def reason_of(state: State, options: TaskOptions) -> str:
     """Why no worker takes tasks with these demands."""
     if not state.workers:
         return NOBODY
+    workers = list(state.workers.values())
     names = _listed(options.workers)
-    demands = ", ".join(f"{name}={amount:g}" for name, amount in options.resources)
-    offers = _grouped([_offer(worker.info.resources, options) for worker in state.workers.values()])
-    if names and demands:
-        return f"none of the workers {names} offers {demands} ({offers})"
-    if demands:
-        return f"no worker offers {demands} ({offers})"
+    named = [worker for worker in workers if not names or worker.info.is_among(options.workers)]
+    if not named:
+        there = _listed([worker.info.title for worker in workers])
+        return f"no worker is called {names} ({counted(len(workers), 'worker')}: {there})"
+    able = [worker for worker in named if _has(worker.info.resources, options)]
+    if able:
+        what = "such tasks" if names or options.resources else "tasks"
+        all_of_which = "which is" if len(able) == 1 else "all of which are"
+        return f"no worker takes {what} ({counted(len(able), 'worker')}, {all_of_which} leaving or returning)"
+    subject = "no worker offers"
     if names:
-        there = _listed([worker.info.title for worker in state.workers.values()])
-        return f"no worker is called {names} ({counted(len(state.workers), 'worker')}: {there})"
-    return f"no worker takes tasks ({counted(len(state.workers), 'worker')}, all of which are leaving or returning)"
+        subject = (
+            f"worker {names} does not offer" if len(options.workers) == 1 else f"none of the workers {names} offers"
+        )
+    demands = ", ".join(f"{name}={amount:g}" for name, amount in options.resources)
+    offers = _grouped([_offer(worker.info.resources, options) for worker in named])
+    return f"{subject} {demands} ({offers})"
+
+
+def _has(resources: Mapping[str, float], options: TaskOptions) -> bool:
+    return all(resources.get(name, 0.0) >= amount for name, amount in options.resources)
 
 
 def _offer(resources: Mapping[str, float], options: TaskOptions) -> str:
