@@ -50,7 +50,7 @@ def client() -> Iterator[Client]:
 
 
 def worker_of(client: Client, pid: int) -> str:
-    workers = client.scheduler_info()["workers"]
+    workers: dict[str, Any] = client.scheduler_info()["workers"]
     return next(address for address, info in workers.items() if info["pid"] == pid)
 
 

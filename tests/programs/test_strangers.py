@@ -74,9 +74,9 @@ class Crowd:
         self.sockets = list[socket.socket]()
         """Those that were not sent away before they had said what they had to say."""
         in_tls = scheme if scheme != "tcp" and kind == "half a proof" else ""
+        at = (host, int(port))
         for _ in range(number):
-            place = (host, int(port))
-            self.sockets += _half_prove(place, in_tls) if in_tls else [socket.create_connection(place, timeout=10)]
+            self.sockets += _half_prove(at, in_tls) if in_tls else [socket.create_connection(at, timeout=10)]
         self.started = time.monotonic()
         for sock in self.sockets:
             sock.setblocking(False)

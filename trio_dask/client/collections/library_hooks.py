@@ -70,10 +70,10 @@ def _offer_waiting_to_dask(base: Any) -> None:
 
 
 async def _done(collection: Any) -> Any:
-    from trio_dask.client.current_client import futures_of
+    from trio_dask.client.nested_futures import futures_found
     from trio_dask.client.wait import wait_async
 
-    if futures := futures_of(collection):
+    if futures := futures_found(collection):
         await wait_async(futures)
     else:
         await trio.lowlevel.checkpoint()
