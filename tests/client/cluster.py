@@ -252,6 +252,7 @@ class MiniCluster(FakeScheduler[PeerSession]):
         answers = {
             "nthreads": {WORKER: 2},
             "scheduler_info": {"workers": {WORKER: {"name": "w", "nthreads": 2}}},
+            "ready_workers": {"workers": {WORKER: {"name": "w", "nthreads": 2}}},
             "who_has": {key: [WORKER] if key in self.values else [] for key in message.arguments},
             "has_what": {WORKER: list(self.values)},
             "processing": {WORKER: [key for key in self.tasks if key not in self.values]},

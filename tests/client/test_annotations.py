@@ -103,6 +103,23 @@ def test_options_that_are_not_given_leave_annotations_around_the_call_alone(clie
         assert future.result(timeout=10) == 1
 
 
+def test_an_executor_that_no_worker_has_is_refused(client: Client) -> None:
+    message = r"Invalid executor 'bad'; expected one of: \['default'\]"
+    with dask.annotate(executor="bad"):
+        annotated = delayed(where)()
+        with pytest.raises(ValueError, match=message):
+            delayed(where)("around").compute()
+    with pytest.raises(ValueError, match=message):
+        client.compute(annotated).result(timeout=10)
+    for call in (client.compute, client.persist):
+        with pytest.raises(ValueError, match=message):
+            call(delayed(where)("option"), executor="bad")
+    with dask.annotate(executor="default"):
+        plain = delayed(where)()
+        assert plain.compute() in (0, 1, 2)
+        assert client.compute(plain, executor="default").result() in (0, 1, 2)
+
+
 def test_a_task_is_run_again_as_often_as_it_is_annotated(client: Client) -> None:
     with dask.annotate(retries=2, workers=[0]):
         twice = delayed(fails_first)("retried", 2)

@@ -1,10 +1,11 @@
 """Code that clients send to workers: both forms, against a cluster inside this program."""
 
+import os
 import sys
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import trio
@@ -13,13 +14,16 @@ from trio_dask import (
     AsyncClient,
     Client,
     InstallPlugin,
+    Scheduler,
     SchedulerPlugin,
     UploadDirectory,
     UsageError,
+    Worker,
     WorkerPlugin,
     get_worker,
     open_local_cluster,
 )
+from trio_dask.client.operations import call_workers
 
 
 @pytest.fixture
@@ -45,6 +49,43 @@ def modules_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in set(sys.modules) - set(before):
         if name.startswith("uploaded"):
             del sys.modules[name]
+
+
+class Slow(WorkerPlugin):
+    """Its setup takes until it is told to go on."""
+
+    go_on: ClassVar[trio.Event]
+
+    async def setup(self, worker: Any) -> None:
+        await self.go_on.wait()
+        worker.state["slow"] = True
+
+
+def state_of(dask_worker: Any) -> dict[str, Any]:
+    return dict(dask_worker.state)
+
+
+async def test_a_function_runs_on_a_new_worker_once_its_plugins_are_set_up() -> None:
+    Slow.go_on = trio.Event()
+    here: dict[str, Any] = {"host": "127.0.0.1"}
+    found: list[Any] = []
+    async with Scheduler(**here) as scheduler, AsyncClient(scheduler.address) as client:
+        await client.register_plugin(Slow())
+        async with Worker(scheduler.address, **here) as worker:
+
+            async def run() -> None:
+                found.append(await client.run(state_of, workers=[worker.address]))
+
+            with trio.fail_after(10):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(run)
+                    (info,) = (await client.scheduler_info())["workers"].values()
+                    assert info["pid"] == os.getpid()
+                    assert await call_workers(client.engine, abs, (-1,), None) == {worker.address: 1}  # it only looks
+                    assert found == []
+                    Slow.go_on.set()
+                assert await client.run(state_of) == {worker.address: {"slow": True}}
+            assert found == [{worker.address: {"slow": True}}]
 
 
 class Steps(WorkerPlugin):

@@ -304,7 +304,16 @@ def test_a_program_has_a_cluster_for_a_block(server: Sshd, client: str) -> None:
         assert cluster.scheduler_address.startswith("tls://")
         with Client(cluster) as user:
             assert user.gather(user.map(pow, range(10), [2] * 10)) == [number**2 for number in range(10)]
-            assert len(user.scheduler_info()["workers"]) == 4
+            workers = user.scheduler_info()["workers"]
+            assert len(workers) == 4
+            described = cluster.scheduler_info
+            assert described["address"] == cluster.scheduler_address
+            assert described["workers"].keys() == workers.keys()
+            for address, worker in described["workers"].items():
+                for field in ("type", "name", "nthreads", "memory_limit"):
+                    assert (worker[field] or 0) == (workers[address][field] or 0)
+                assert worker["host"] in hosts[1:]
+            assert "<td" in described._repr_html_()
             cluster.scale(1)
             until(lambda: len(user.scheduler_info()["workers"]) == 2, what="one host left")
             cluster.scale(2)

@@ -55,6 +55,27 @@ def test_a_worker_that_joins_gets_no_task_before_its_plugins_are_set_up() -> Non
     assert payloads(client)[-1] == {"outcomes": ()}
 
 
+def test_a_question_about_ready_workers_waits_for_the_plugins_of_those_that_it_names() -> None:
+    kit = Kit()
+    client = kit.client()
+    there = kit.worker("there")
+    client.send(m.RegisterPlugin(1, "worker", "p", PLUGIN, False))
+    answer_all(there)
+    payloads(client)
+    joins, hangs = kit.worker("joins"), kit.worker("hangs")
+    client.send(m.Query(2, "ready_workers", ("there",)), m.Query(3, "ready_workers", ("joins",)))
+    client.send(m.Query(4, "ready_workers", ()))
+    (first,) = client.take(m.Reply)
+    assert (first.request, [worker["name"] for worker in first.payload["workers"].values()]) == (2, ["there"])
+    answer_all(joins)
+    (second,) = client.take(m.Reply)
+    assert (second.request, [worker["name"] for worker in second.payload["workers"].values()]) == (3, ["joins"])
+    hangs.leave()
+    (third,) = client.take(m.Reply)
+    assert third.request == 4
+    assert {"there", "joins"} <= {worker["name"] for worker in third.payload["workers"].values()}
+
+
 def test_a_registration_that_fails_anywhere_is_taken_back_everywhere() -> None:
     kit = Kit()
     client = kit.client()

@@ -51,7 +51,8 @@ class CollectionOperations(Generic[F]):
         Options are those of `submit`, for all tasks; annotations of tasks (`dask.annotate`) come first, where dask
         keeps them: it drops those of arrays and bags when it fuses tasks, which `optimize_graph=False` prevents (for
         arrays `dask.config.set({"optimization.fuse.active": False})` as well), and those of dataframes. An annotation
-        around the call itself counts for all tasks. Other keywords mean nothing.
+        around the call itself counts for all tasks. An `executor` other than "default" is refused, with `UsageError`;
+        other keywords mean nothing.
         """
         if actors:
             raise UsageError("actors are not supported")
@@ -65,6 +66,7 @@ class CollectionOperations(Generic[F]):
             "priority": priority,
             "time_limit": time_limit,
             "output": output,
+            "executor": kwargs.get("executor"),
         }
         found = compute(
             self.engine, self._future, collections, options, optimize_graph=optimize_graph, traverse=traverse
@@ -105,6 +107,7 @@ class CollectionOperations(Generic[F]):
             "priority": priority,
             "time_limit": time_limit,
             "output": output,
+            "executor": kwargs.get("executor"),
         }
         return persist(self.engine, self._future, collections, options, optimize_graph=optimize_graph)
 

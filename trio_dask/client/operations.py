@@ -274,7 +274,7 @@ def run(
 
     `workers` are names or addresses; an empty list means none. What the function raises is raised here; with
     `on_error="return"` it stands in the result's place, with `"ignore"` such workers are left out. Without `wait`
-    nothing is returned, and errors are logged.
+    nothing is returned, and errors are logged. A worker that has just begun sets up its plugins first.
     """
     if nanny:
         raise UsageError("functions run in workers, not in their nannies; leave out nanny=True")
@@ -303,7 +303,7 @@ async def _run(
     *,
     repeatable: bool = False,
 ) -> dict[str, Any]:
-    addresses = list(await described_workers(engine, workers))
+    addresses = list(await described_workers(engine, workers, "scheduler_info" if repeatable else "ready_workers"))
     frames = [memoryview(frame).cast("B") for frame in dump_value((function, args, dict(kwargs)))]
     outcomes: dict[str, Any] = {}
     errors: dict[str, BaseException] = {}
@@ -352,13 +352,17 @@ async def outcomes_of_workers(
     return await _run(engine, function, args, {}, None, "return", limit_s, repeatable=True)
 
 
-async def described_workers(engine: Engine, workers: Workers) -> Mapping[str, WorkerInfo]:
+async def described_workers(
+    engine: Engine, workers: Workers, question: str = "scheduler_info"
+) -> Mapping[str, WorkerInfo]:
     """What the scheduler says of these workers, given by name or address, or of all; by address.
+
+    With the question `ready_workers` it waits for those that are setting up plugins.
 
     Raises `UsageError` for one that is not there.
     """
     names = worker_names(workers)
-    info: Mapping[str, WorkerInfo] = (await engine.ask("scheduler_info", names))["workers"]
+    info: Mapping[str, WorkerInfo] = (await engine.ask(question, names))["workers"]
     known = set(info) | {str(worker["name"]) for worker in info.values()}
     for name in names:
         if name not in known:

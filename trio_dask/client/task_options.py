@@ -19,6 +19,7 @@ from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 Workers: TypeAlias = WorkerName | Iterable[WorkerName] | None
 
 FORWARD: Final = "forward"
+DEFAULT_EXECUTOR: Final = "default"
 
 
 class Options(TypedDict, total=False):
@@ -32,6 +33,7 @@ class Options(TypedDict, total=False):
     time_limit: seconds, or a text such as "5 min"; one that runs longer fails with `TaskTimeout`.
     actor: keep what each returns on its worker, and have a proxy of it for the result.
     output: "forward" to have what they print shown by the clients as well.
+    executor: "default", as with distributed: a worker has no other.
     fifo_timeout: accepted for compatibility; submissions of one client always run in their order.
     """
 
@@ -44,6 +46,7 @@ class Options(TypedDict, total=False):
     fifo_timeout: float | str
     actor: bool
     output: Literal["forward"] | None
+    executor: str | None
 
 
 def pop_forward(kwargs: dict[str, Any]) -> Literal["forward"] | None:
@@ -124,6 +127,8 @@ def extra_from(options: Options, span: Span | None = None) -> Mapping[str, Any]:
         if output != FORWARD:
             raise UsageError(f'output is "forward" or None, not {output!r:.60}')
         extra["output"] = FORWARD
+    if (executor := options.get("executor")) is not None and executor != DEFAULT_EXECUTOR:
+        raise UsageError(f"Invalid executor {executor!r:.60}; expected one of: {[DEFAULT_EXECUTOR]}")
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"there is no option {min(unknown)!r}")
     if span is None:

@@ -18,7 +18,7 @@ from trio_dask.client.wait_signals import limit
 from trio_dask.deploy.block import opened
 from trio_dask.deploy.cluster_sizing import check_scale
 from trio_dask.errors import ClusterError, ForkedClientError, TrioDaskError
-from trio_dask.html_cards import Logs, card
+from trio_dask.html_cards import Logs, SchedulerInfo, card
 from trio_dask.ids import WorkerName, given_name
 from trio_dask.parsing import counted
 from trio_dask.processes.job_control import handle_ctrl_z
@@ -98,6 +98,12 @@ class ReadableCluster(CallForms):
         return card(title, rows)
 
     @property
+    def scheduler_info(self) -> SchedulerInfo:
+        """The scheduler's address, and the workers that run, by address, as `Client.scheduler_info` has them."""
+        cluster = self._readable()
+        return SchedulerInfo(type="Scheduler", address=cluster.scheduler_address, workers=cluster.described())
+
+    @property
     def workers(self) -> dict[str, Any]:
         """The workers by name, those that are still starting among them."""
         return self._readable()._members_by_name()  # pyright: ignore[reportPrivateUsage] - its own base
@@ -122,6 +128,10 @@ class AsyncCluster(ReadableCluster):
         raise NotImplementedError
 
     def _members_by_name(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """What is known of the workers that run, by address: `name`, `nthreads` and `memory_limit` at least."""
         raise NotImplementedError
 
     def _amounts(self) -> dict[str, str]:

@@ -19,7 +19,7 @@ from trio_dask.deploy.cluster_members import Member, Members
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, plan, workers_for
 from trio_dask.deploy.embedded import Scheduler, Worker
 from trio_dask.errors import ClusterError
-from trio_dask.html_cards import SchedulerInfo, Totals
+from trio_dask.html_cards import Totals
 from trio_dask.ids import WorkerName, given_name
 from trio_dask.parsing import counted, format_bytes
 from trio_dask.unsupported_names import CLUSTER
@@ -43,12 +43,6 @@ class _Described(ReadableCluster):
     def scheduler(self) -> SchedulerMember | Scheduler:
         """The scheduler: its address and its process; or itself, if it runs in this program."""
         return cast("AsyncLocalCluster", self._readable()).scheduler_member()
-
-    @property
-    def scheduler_info(self) -> SchedulerInfo:
-        """The scheduler's address, and the workers that run, by address, as `Client.scheduler_info` has them."""
-        cluster = cast("AsyncLocalCluster", self._readable())
-        return SchedulerInfo(type="Scheduler", address=cluster.scheduler_address, workers=cluster.described())
 
 
 class AsyncLocalCluster(_Described, AsyncCluster):
@@ -74,7 +68,7 @@ class AsyncLocalCluster(_Described, AsyncCluster):
         return members.scheduler or SchedulerMember(members.scheduler_address, members.scheduler_pid)
 
     def described(self) -> dict[str, dict[str, Any]]:
-        """The workers that run, by address."""
+        """See `AsyncCluster.described`."""
         layout = self._layout
         return {
             member.address: {

@@ -256,7 +256,8 @@ class Query(NamedTuple):
     """A question about the state of the cluster, answered by one `Reply` with the same `request`.
 
     `what` names a row of the table at the end of `scheduler/core/queries.py`; `arguments` (keys, or workers) narrows
-    the answer, and empty means all. `wait_for_workers` (a number) is answered once there are as many workers.
+    the answer, and empty means all. `wait_for_workers` (a number) is answered once there are as many workers,
+    `ready_workers` like `scheduler_info`, once these workers have set up the plugins with which they began.
     """
 
     request: int

@@ -15,6 +15,7 @@ from trio_dask.deploy.ssh.orders import MARK, encode
 from trio_dask.deploy.ssh.session import EXIT_UNKNOWN, HostError
 
 PYTHON = "3.11.0"
+EACH = {"nthreads": 1, "memory_limit": None}
 
 
 @dataclass
@@ -141,7 +142,7 @@ class ScriptedProcess:
             elif host.script.fails:
                 self.fail(host.script.status, host.script.fails)
             else:
-                self._send({"workers": {"w": "tcp://10.0.0.2:1"}, "of": 1})
+                self._send({"workers": {"w": "tcp://10.0.0.2:1"}, "of": 1, "each": EACH})
 
 
 class ScriptedSession:

@@ -40,7 +40,9 @@ async def _program(process: "asyncssh.SSHServerProcess[bytes]") -> None:
         if "signal" in said:
             break
         if "order" in said:
-            send({"address": "tcp://127.0.0.1:1"} if role == "scheduler" else {"workers": {"w": "tcp://x:1"}, "of": 1})
+            each = {"nthreads": 1, "memory_limit": None}
+            workers = {"workers": {"w": "tcp://x:1"}, "of": 1, "each": each}
+            send({"address": "tcp://127.0.0.1:1"} if role == "scheduler" else workers)
     process.exit(0)
 
 

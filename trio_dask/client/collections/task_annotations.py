@@ -9,7 +9,9 @@ from trio_dask.client.collections.dask_names import annotations_of
 from trio_dask.client.spans import span_here, span_of
 from trio_dask.client.task_options import Options, extra_from
 
-MEANT: Final = frozenset({"workers", "allow_other_workers", "resources", "retries", "priority", "time_limit"})
+MEANT: Final = frozenset(
+    {"workers", "allow_other_workers", "resources", "retries", "priority", "time_limit", "executor"}
+)
 """The annotations that mean something here; others are for other libraries."""
 OPTIONS: Final = MEANT | {"output"}
 """The options of a call that do."""

@@ -34,6 +34,7 @@ from trio_dask.deploy.ssh.options import (
     place_scheduler,
 )
 from trio_dask.errors import ClusterError, TrioDaskError, UsageError
+from trio_dask.ids import given_name
 from trio_dask.parsing import counted, parse_choice
 from trio_dask.security.cluster_key import ClusterKey
 from trio_dask.security.credentials import Credentials
@@ -273,6 +274,14 @@ class AsyncSSHCluster(AsyncCluster):
 
     def _members_by_name(self) -> dict[str, Host]:
         return {} if self._launcher is None else {host.place: host for host in self._launcher.worker_hosts}
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """See `AsyncCluster.described`."""
+        return {
+            address: {"type": "Worker", "name": given_name(name), "host": host.place, **host.each}
+            for host in self._running().worker_hosts
+            for name, address in host.workers.items()
+        }
 
     def _running(self) -> Launcher:
         if self._launcher is None or self._ended.is_set():

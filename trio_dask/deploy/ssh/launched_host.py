@@ -79,6 +79,8 @@ class Host:
     """Its workers, while they run."""
     workers: Mapping[str, str] = field(default_factory=dict[str, str])
     """The registered workers, by name, and their addresses."""
+    each: Mapping[str, int | None] = field(default_factory=dict[str, "int | None"])
+    """What each of its workers has: `nthreads` and `memory_limit`, None for no limit."""
     expected: int = 0
     """How many workers there should be; 0 until it is known."""
     lines: deque[str] = field(default_factory=partial(deque[str], maxlen=MAX_LINES))

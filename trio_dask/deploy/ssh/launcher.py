@@ -467,7 +467,7 @@ class Launcher:
 
     async def _run_workers(self, host: Host, session: Session, life: int) -> None:
         def on_report(report: Mapping[str, Any]) -> None:
-            host.workers, host.expected = report["workers"], report["of"]
+            host.workers, host.expected, host.each = report["workers"], report["of"], report["each"]
             if len(host.workers) == report["of"] and host.phase is not Phase.READY and host.is_in(life):
                 host.phase = Phase.READY
                 self._step(host, "joined", counted(report["of"], "worker"))

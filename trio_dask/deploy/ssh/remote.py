@@ -180,10 +180,12 @@ async def _workers(order: Order, credentials: Credentials | None, stopper: Stopp
 
     assert hooks.worker_settings is not None
     settings = hooks.worker_settings(order.arguments)
+    worker = settings[0].worker  # those of a host are alike
+    each = {"nthreads": worker.nthreads, "memory_limit": worker.memory_limit_bytes}
 
     def changed(nannies: Sequence[Nanny]) -> None:
         registered = {one.name: one.address for one in nannies if one.address is not None}
-        reports.send({"workers": registered, "of": len(nannies)})
+        reports.send({"workers": registered, "of": len(nannies), "each": each})
 
     await run_nannies(settings, stopper, label=order.label, credentials=credentials, changed=changed)
 

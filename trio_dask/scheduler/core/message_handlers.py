@@ -6,6 +6,7 @@ The tests compare the tables with `protocol.messages`: nothing is forgotten, and
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
@@ -30,9 +31,9 @@ from trio_dask.scheduler.core.blobs import forget_blobs, receive
 from trio_dask.scheduler.core.coordination.handlers import coordinate, end_request
 from trio_dask.scheduler.core.estimates import note_bandwidth, update_duration
 from trio_dask.scheduler.core.metadata import set_metadata
-from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack
+from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack, WorkersReady
 from trio_dask.scheduler.core.placement import keep_off, place
-from trio_dask.scheduler.core.queries import answer
+from trio_dask.scheduler.core.queries import answer, workers_named
 from trio_dask.scheduler.core.run_record import Ran, RunRecord
 from trio_dask.scheduler.core.state import (
     DEFAULT_OPTIONS,
@@ -264,6 +265,11 @@ def _query(state: State, client: Client, message: m.Query) -> None:
             raise ProtocolError(f"wait_for_workers takes a number of workers, not {message.arguments!r}")
         goal = WorkerCount(int(message.arguments[0]))
         state.pending.add(PendingRequest(client.peer, message.request, goal))
+        return
+    if message.what == "ready_workers":
+        setting_up = [worker for worker in workers_named(state, message.arguments) if worker.setting_up]
+        ready = WorkersReady(setting_up, partial(answer, state, "scheduler_info", message.arguments))
+        state.pending.add(PendingRequest(client.peer, message.request, ready))
         return
     if message.what == "task_stream":
         record = state.run_record or RunRecord()

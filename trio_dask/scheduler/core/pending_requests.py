@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -24,6 +25,18 @@ class WorkerCount(NamedTuple):
         """The number of workers, or None if there are too few."""
         count = sum(not worker.setting_up for worker in state.workers.values())
         return count if late or count >= self.number else None
+
+
+class WorkersReady(NamedTuple):
+    """Wait until these workers have set up the plugins with which they began, or are lost; then `ask`."""
+
+    setting_up: list[Worker]
+    ask: Callable[[], Any]
+
+    def answer(self, state: State, *, late: bool) -> Any:
+        """The answer to the question; None while a worker is setting up."""
+        busy = any(worker.setting_up and state.workers.get(worker.peer) is worker for worker in self.setting_up)
+        return None if busy and not late else self.ask()
 
 
 class WorkersBack(NamedTuple):
@@ -59,7 +72,7 @@ class CopiesMade:
         return {"missing": tuple(self.missing)} if late or not self.open else None
 
 
-Goal: TypeAlias = WorkerCount | WorkersBack | WorkersGone | CopiesMade
+Goal: TypeAlias = WorkerCount | WorkersReady | WorkersBack | WorkersGone | CopiesMade
 
 
 class PendingRequest(NamedTuple):

@@ -35,7 +35,8 @@ def _tasks(state: State, keys: tuple[str, ...]) -> list[Task]:
     return [task for key in keys if (task := state.tasks.get(key)) is not None]
 
 
-def _workers(state: State, names: tuple[str, ...]) -> list[Worker]:
+def workers_named(state: State, names: tuple[str, ...]) -> list[Worker]:
+    """The workers with these names or addresses; all of them if there are no names."""
     if not names:
         return list(state.workers.values())
     wanted = dict.fromkeys(names)
@@ -59,11 +60,13 @@ def _actor_home(state: State, keys: tuple[str, ...]) -> str:
 
 
 def _has_what(state: State, names: tuple[str, ...]) -> dict[str, list[str]]:
-    return {worker.info.address: [task.key for task in worker.holds] for worker in _workers(state, names)}
+    return {worker.info.address: [task.key for task in worker.holds] for worker in workers_named(state, names)}
 
 
 def _processing(state: State, names: tuple[str, ...]) -> dict[str, list[str]]:
-    return {worker.info.address: [task.key for task in worker.processing.values()] for worker in _workers(state, names)}
+    return {
+        worker.info.address: [task.key for task in worker.processing.values()] for worker in workers_named(state, names)
+    }
 
 
 def _nbytes(state: State, keys: tuple[str, ...]) -> dict[str, int]:
@@ -71,7 +74,7 @@ def _nbytes(state: State, keys: tuple[str, ...]) -> dict[str, int]:
 
 
 def _nthreads(state: State, names: tuple[str, ...]) -> dict[str, int]:
-    return {worker.info.address: worker.info.nthreads for worker in _workers(state, names)}
+    return {worker.info.address: worker.info.nthreads for worker in workers_named(state, names)}
 
 
 def _scheduler_info(state: State, names: tuple[str, ...]) -> dict[str, Any]:
@@ -88,7 +91,7 @@ def _scheduler_info(state: State, names: tuple[str, ...]) -> dict[str, Any]:
                 "nanny_address": worker.info.nanny,
                 **_describe(worker),
             }
-            for worker in _workers(state, names)
+            for worker in workers_named(state, names)
         },
         "clients": [client.name for client in state.clients.values()],
         "tasks": len(state.tasks),
