@@ -72,7 +72,11 @@ def test_a_future_of_another_cluster_is_told_whose_it_is(client: Client) -> None
                 call.result()
         with pytest.raises(FutureCancelledError, match=re.escape(whose)):
             client.get({"a": (increment, foreign)}, "a")
-        for operation in (client.explain, client.replicate, client.rebalance):
+
+        def publish(future: Future) -> None:
+            client.publish_dataset([future], name="foreign")
+
+        for operation in (client.explain, client.replicate, client.rebalance, publish):
             with pytest.raises(UsageError, match=rf"'foreign' is a future of {other.name}, .*: ask there"):
                 operation(foreign)
 
