@@ -201,14 +201,14 @@ def test_where_memory_cannot_be_mapped_the_content_is_sent_after_all(
 
 
 def test_a_timeout_is_told_in_seconds_however_it_was_given(client: Client) -> None:
-    never = client.submit(increment, 1, workers=["nobody"])
+    never = client.submit(increment, 1, workers=["nobody"], pure=False)
     for call in (lambda: never.result(timeout="10ms"), lambda: wait(never, timeout="10ms")):
         with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
             call()
 
 
 def test_a_future_that_was_released_says_so(client: Client) -> None:
-    future = client.submit(increment, 1)
+    future = client.submit(increment, 1, pure=False)
     future.result()
     future.release()
     with pytest.raises(FutureCancelledError, match=f"{future.key!r} was released here"):
