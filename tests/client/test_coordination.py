@@ -661,3 +661,12 @@ def test_a_cancelled_future_is_not_put_anywhere(client: Client) -> None:
         with pytest.raises(FutureCancelledError, match=future.key):
             put([future])
     assert Queue("cancelled").qsize() == 0
+
+
+async def test_a_form_that_blocks_names_its_form_for_trio() -> None:  # noqa: ASYNC124 - under Trio
+    with pytest.raises(RuntimeError, match=r"Lock\.acquire\(\) blocks, .*; use `AsyncLock`$"):
+        Lock("a").acquire()
+    with pytest.raises(RuntimeError, match=r"with Lock\(\.\.\.\) blocks, .*; use `async with`$"), Lock("a"):
+        pass
+    with pytest.raises(RuntimeError, match=r"; use `async with AsyncClient\(\.\.\.\)`$"):
+        Client()

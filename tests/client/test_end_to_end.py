@@ -72,7 +72,11 @@ def test_a_future_of_another_cluster_is_told_whose_it_is(client: Client) -> None
                 call.result()
         with pytest.raises(FutureCancelledError, match=re.escape(whose)):
             client.get({"a": (increment, foreign)}, "a")
-        for operation in (client.explain, client.replicate, client.rebalance):
+
+        def publish(future: Future) -> None:
+            client.publish_dataset([future], name="foreign")
+
+        for operation in (client.explain, client.replicate, client.rebalance, publish):
             with pytest.raises(UsageError, match=rf"'foreign' is a future of {other.name}, .*: ask there"):
                 operation(foreign)
 
@@ -197,7 +201,43 @@ def test_where_memory_cannot_be_mapped_the_content_is_sent_after_all(
 
 
 def test_a_timeout_is_told_in_seconds_however_it_was_given(client: Client) -> None:
-    never = client.submit(increment, 1, workers=["nobody"])
+    never = client.submit(increment, 1, workers=["nobody"], pure=False)
     for call in (lambda: never.result(timeout="10ms"), lambda: wait(never, timeout="10ms")):
         with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
             call()
+
+
+def test_a_future_that_was_released_says_so(client: Client) -> None:
+    future = client.submit(increment, 1, pure=False)
+    future.result()
+    future.release()
+    with pytest.raises(FutureCancelledError, match=f"{future.key!r} was released here"):
+        future.result()
+
+
+class Unreadable:
+    """It can be pickled, and not unpickled."""
+
+    def __getstate__(self) -> int:
+        return 1
+
+    def __setstate__(self, state: int) -> Never:
+        raise LookupError("on purpose")
+
+    def __call__(self) -> None:
+        pass
+
+
+def look_up() -> Never:
+    raise LookupError("on purpose")
+
+
+def test_an_error_while_a_call_is_unpickled_says_so_and_one_of_the_call_does_not(client: Client) -> None:
+    note = "raised while the function or an argument of the task was unpickled"
+    for future in (client.submit(str, Unreadable()), client.submit(Unreadable())):
+        with pytest.raises(LookupError) as raised:
+            future.result()
+        assert note in raised.value.__notes__
+    with pytest.raises(LookupError) as raised:
+        client.submit(look_up).result()
+    assert note not in raised.value.__notes__

@@ -219,3 +219,19 @@ def test_options_hold_for_all_calls_and_wrong_ones_are_refused_at_once(client: C
     TRIES.clear()
     with client.get_executor(retries=2, pure=False) as executor:
         assert executor.submit(third_time, 7).result(20) == 7
+
+
+def test_a_map_that_is_late_tells_the_time_that_it_was_given(client: Client) -> None:
+    with client.get_executor() as executor:
+        assert repr(executor) == f"<ClientExecutor of {client.name}>"
+        results = executor.map(gated, [10, 11], timeout=0.05)
+        with pytest.raises(TimeoutError, match=r"gave no result within 0\.05 s of map\(\)"):
+            list(results)
+        GATE.set()
+        with pytest.raises(TimeoutError, match="of the call's own"):
+            list(executor.map(raise_timeout, ["of the call's own"], timeout=10))
+    assert repr(executor).endswith(", shut down>")
+
+
+def raise_timeout(text: str) -> None:
+    raise TimeoutError(text)

@@ -404,3 +404,30 @@ def test_a_class_is_another_where_one_that_it_reaches_is_another() -> None:
     assert content_of(names["A"]) == before
     names["B"].n = 2
     assert content_of(names["A"]) != before
+
+
+class Told:
+    """What tells dask its token is pickled for the call alone."""
+
+    pickled = 0
+
+    def __init__(self, name: str, cache: object = None) -> None:
+        self.name = name
+        self.cache = cache
+
+    def __reduce__(self) -> Any:
+        type(self).pickled += 1
+        return Told, (self.name, self.cache)
+
+    def __dask_tokenize__(self) -> object:
+        return self.name
+
+
+def test_an_object_that_tells_dask_its_token_counts_by_that_and_is_not_pickled_for_it() -> None:
+    Told.pickled = 0
+    one = Told("a", cache=1)
+    found = token(one, [one])
+    assert Told.pickled == 1
+    assert found == token(Told("a", cache=2), [Told("a")])
+    assert found != token(Told("b"), [Told("b")])
+    assert token(Told("a")) not in (token("a"), token((Told, "a")))

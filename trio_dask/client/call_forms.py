@@ -24,7 +24,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from types import FunctionType
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import trio
 
@@ -140,6 +140,10 @@ def in_loop(
     return described_by(operation, definition, operation.__name__)
 
 
+COORDINATION: Final = frozenset({"Event", "Lock", "MultiLock", "Queue", "Semaphore", "Variable"})
+"""Each of these has a form for Trio of its own, which users make."""
+
+
 def blocking(definition: Callable[P, Waiting[R]], *, waits_if: str = "") -> Callable[P, R]:
     """The form that blocks, and refuses to in a thread that runs an event loop.
 
@@ -147,11 +151,12 @@ def blocking(definition: Callable[P, Waiting[R]], *, waits_if: str = "") -> Call
     """
 
     def make(name: str) -> Callable[P, R]:
-        what = f"{name}()"
+        what, owner = f"{name}()", name.partition(".")[0]
+        instead = f"`Async{owner}`" if owner in COORDINATION else "`async with AsyncClient(...)`"
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if not waits_if or kwargs.get(waits_if, True):
-                refuse_in_event_loop(what)
+                refuse_in_event_loop(what, instead)
             waiting = definition(*args, **kwargs)
             del args, kwargs
             try:

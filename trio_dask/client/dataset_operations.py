@@ -56,7 +56,8 @@ def publish_dataset(
 
     Raises:
       KeyError: there is a dataset with such a name.
-      UsageError: one is larger than 16 MiB, or all together than 32 MiB, without the results of futures.
+      UsageError: one is larger than 16 MiB, or all together than 32 MiB, without the results of futures; or a future
+        belongs to another cluster.
       SerializationError: one cannot be pickled.
     """
     given: dict[Any, Any] = dict(kwargs)
@@ -69,7 +70,8 @@ def publish_dataset(
         if not isinstance(by_name, Mapping):
             raise UsageError("publish_dataset() takes datasets with name=, as keywords, or as one dict by name")
         given |= by_name
-    entries = tuple([(_checked(key), item_for(value, place="a dataset")) for key, value in given.items()])
+    engine = client.engine
+    entries = tuple([(_checked(key), item_for(value, engine, place="a dataset")) for key, value in given.items()])
     nbytes = sum(len(frame) for _, (frames, _) in entries for frame in frames)
     if nbytes > MOST_TOGETHER_BYTES:
         raise UsageError(f"{nbytes / 2**20:.0f} MiB are too much for one call; publish the datasets one by one")

@@ -19,7 +19,7 @@ from trio_dask.client.futures import Future
 from trio_dask.client.option_conflicts import parameters_of
 from trio_dask.client.task_errors import no_value
 from trio_dask.client.task_options import Options, extra_from, whole_number
-from trio_dask.client.wait_signals import SettleWaiter, as_seconds, refuse_in_event_loop
+from trio_dask.client.wait_signals import SettleWaiter, as_seconds, refuse_in_event_loop, within
 
 if TYPE_CHECKING:
     from trio_dask.client.client import Client
@@ -91,7 +91,7 @@ class ClientExecutor(concurrent.futures.Executor):
         with self._lock:
             self._check_open()
             self._mapped.update(futures)
-        return _results(futures, deadline, in_chunks=size > 1)
+        return _results(futures, seconds, deadline, in_chunks=size > 1)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool | None = None) -> None:
         """Take no more calls; with `wait` return when all have ended.
@@ -111,6 +111,9 @@ class ClientExecutor(concurrent.futures.Executor):
             states = list(dict.fromkeys(future.state for future in mapped))
             self._client.engine.wait_for(states, SettleWaiter(len(states), len(states)), None)
             concurrent.futures.wait(unfinished)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self._client.name}{', shut down' * self._is_shut_down}>"
 
     def _check_open(self) -> None:
         if self._is_shut_down:
@@ -177,13 +180,18 @@ def _call_each(fn: Callable[..., Any], chunk: Collection[tuple[Any, ...]]) -> li
     return [fn(*args) for args in chunk]
 
 
-def _results(futures: list[Future], deadline: float | None, *, in_chunks: bool) -> Iterator[Any]:
+def _results(futures: list[Future], seconds: float | None, deadline: float | None, *, in_chunks: bool) -> Iterator[Any]:
     """The results in order. Each future is let go before its result is given."""
     futures.reverse()
     try:
         while futures:
             left_s = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            result = futures[-1].result(left_s)
+            try:
+                result = futures[-1].result(left_s)
+            except TimeoutError:
+                if futures[-1].done():  # the call itself has raised this
+                    raise
+                raise TimeoutError(f"{futures[-1].key!r} gave no result {within(seconds)} of map()") from None
             del futures[-1]
             if in_chunks:
                 yield from result

@@ -16,6 +16,7 @@ from trio_dask.client.task_errors import exception_of, no_value
 from trio_dask.client.wait_signals import SettleWaiter, ValueReader, within
 from trio_dask.hooks import hooks
 from trio_dask.ids import Key
+from trio_dask.protocol.messages import Dropped
 from trio_dask.protocol.pickling import KeyReference
 from trio_dask.unsupported_names import FUTURE, UnsupportedName
 
@@ -230,6 +231,7 @@ def states_of(futures: Iterable[Any]) -> list[KeyState]:
 def _released(state: KeyState) -> KeyState:
     gone = KeyState(state.key)
     gone.status = "cancelled"
+    gone.failure = Dropped(state.key, "cancelled", f"{state.key!r} was released here: only its key can be asked for")
     return gone
 
 

@@ -43,15 +43,15 @@ def limit(timeout: float | str | datetime.timedelta | None) -> trio.CancelScope:
     return trio.CancelScope(deadline=float("inf") if seconds is None else trio.current_time() + max(seconds, 0.0))
 
 
-def refuse_in_event_loop(what: str) -> None:
+def refuse_in_event_loop(what: str, instead: str = "`async with AsyncClient(...)`") -> None:
     """Raise `RuntimeError` if this thread runs an event loop, which a blocking call would stall.
+
+    `instead` is what to use under Trio.
 
     The loop of a notebook's kernel is allowed: cells run inside it, one after the other, and may block.
     """
     if trio.lowlevel.in_trio_run():
-        raise RuntimeError(
-            f"{what} blocks, which would stall the Trio loop of this thread; use `async with AsyncClient(...)`"
-        )
+        raise RuntimeError(f"{what} blocks, which would stall the Trio loop of this thread; use {instead}")
     asyncio = sys.modules.get("asyncio")
     if asyncio is not None and asyncio._get_running_loop() is not None and not in_notebook():
         raise RuntimeError(

@@ -8,6 +8,7 @@ holds random ids of classes by value. A token is the hash of a second, canonical
 - it sorts sets, by value where that is possible, else by the tokens of their elements;
 - definitions by value count by their behaviour: code, constants, defaults, captured variables, attributes; not by
   file, line or the random name of their origin;
+- an object with `__dask_tokenize__`, as dask calls it, counts by what that gives;
 - large content counts by its digest, which the call's own pickle has already computed.
 """
 
@@ -104,6 +105,11 @@ def make_named_of(name: Any, parts: Any) -> Any:
     return name, parts
 
 
+def as_told(kind: Any, told: Any) -> Any:
+    """Represents an object with `__dask_tokenize__` in a token; nobody calls it."""
+    return kind, told
+
+
 class _CanonicalPickler(ByValuePickler):
     """Replaces, by persistent ids, everything whose ordinary pickle is not canonical."""
 
@@ -143,6 +149,12 @@ class _CanonicalPickler(ByValuePickler):
         if kind is FunctionType or issubclass(kind, type) or kind is CACHED_FUNCTION or kind is ModuleType:
             return self.definition(obj) if travels_by_value(obj) else None
         return None
+
+    def reduce_object(self, obj: Any) -> Any:
+        told = getattr(kind_of(obj), "__dask_tokenize__", None)
+        if told is None:
+            return super().reduce_object(obj)
+        return as_told, (kind_of(obj), told(obj))
 
     def reduce_named(self, obj: Any) -> Any:
         number = self.met.get(id(obj))

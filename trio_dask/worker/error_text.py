@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from types import CodeType
 from typing import Any, Final
 
 from trio_dask.protocol.pickling import describe_exception
@@ -28,6 +29,14 @@ def describe_failure(error: BaseException) -> tuple[bytes | None, str]:
     """The exception pickled, if that is possible, and as text. Never raises."""
     description, text = describe_exception(error)
     return description, sendable(text)
+
+
+def mention_loading(error: BaseException, loaders: Container[CodeType]) -> None:
+    """Add a note to an exception that came from one of these, which the frame that has caught it called."""
+    caught = error.__traceback__
+    called = None if caught is None else caught.tb_next
+    if called is not None and called.tb_frame.f_code in loaders:
+        error.add_note("raised while the function or an argument of the task was unpickled")
 
 
 def mention_trio(error: BaseException) -> None:

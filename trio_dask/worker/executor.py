@@ -37,7 +37,7 @@ from trio_dask.protocol.wire_constants import SMALL_VALUE_BYTES
 from trio_dask.worker import forwarded_output
 from trio_dask.worker.async_tasks import AsyncCall, raiser, run_async
 from trio_dask.worker.core.ready_queue import ReadyQueue
-from trio_dask.worker.error_text import describe_failure, sendable
+from trio_dask.worker.error_text import describe_failure, mention_loading, sendable
 from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.result_store import load_frames
 from trio_dask.worker.running_table import RunningTable
@@ -462,6 +462,7 @@ class Executor:
             return Rescheduled(run, perf_counter() - context.started_at)
         except BaseException as error:  # whatever a task raises is its result, and the slot goes on
             duration_s = perf_counter() - context.started_at
+            mention_loading(error, _LOADERS)
             return Failed(run, *describe_failure(error), duration_s)
         finally:
             slot = context.slot
@@ -601,3 +602,10 @@ class Executor:
             outcome.go.put(None)
         elif isinstance(outcome, AsyncCall):
             outcome.reply.put(raiser(TaskCancelled("the worker is leaving")))
+
+
+_LOADERS = tuple(
+    function.__code__
+    for function in (load_alone, load_call, Executor._load, Executor._load_in_turn)  # pyright: ignore[reportPrivateUsage]
+)
+"""What a slot calls to unpickle the function and the arguments of a task."""

@@ -134,7 +134,7 @@ class BlockingBlock(Leased):
     """The `with` block of the blocking forms."""
 
     def __enter__(self) -> Self:
-        refuse_in_event_loop(f"with {type(self).__name__}(...)")
+        refuse_in_event_loop(f"with {type(self).__name__}(...)", "`async with`")
         self._acquire().block()
         return self
 

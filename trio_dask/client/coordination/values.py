@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Final, TypeAlias
 
 from trio_dask.client.coordination.requests import RequestId
-from trio_dask.client.nested_futures import futures_found
+from trio_dask.client.engine import Engine
+from trio_dask.client.nested_futures import check_cluster, futures_found
 from trio_dask.errors import UsageError
 from trio_dask.protocol.messages import Coordinate, EndRequest
 from trio_dask.protocol.pickling import dump_value
@@ -16,15 +17,18 @@ LARGEST_VALUE_BYTES: Final = 16 * 2**20
 """The scheduler keeps the values, and a message carries each. Larger ones belong onto workers."""
 
 
-def item_for(value: Any, *, place: str = "a queue or variable") -> Item:
-    """This value as it travels.
+def item_for(value: Any, engine: Engine | None = None, *, place: str = "a queue or variable") -> Item:
+    """This value as it travels; `engine` is that of the client whose futures may be in it, if it is known.
 
     Raises:
       FutureCancelledError: a future in it was cancelled, or lost with its scheduler.
       SerializationError: it cannot be pickled.
-      UsageError: it is too large.
+      UsageError: it is too large, or a future in it belongs to another cluster.
     """
-    keys = tuple([future.key for future in futures_found(value)])
+    futures = futures_found(value)
+    if engine is not None:
+        check_cluster(engine, futures)
+    keys = tuple([future.key for future in futures])
     frames = tuple([bytes(frame) for frame in dump_value(value)])
     nbytes = sum(map(len, frames))
     if nbytes > LARGEST_VALUE_BYTES:
