@@ -51,7 +51,7 @@ def client() -> Iterator[Client]:
 
 def worker_of(client: Client, pid: int) -> str:
     workers = client.scheduler_info()["workers"]
-    return next(address for address, info in workers.items() if info["pid"] == pid)
+    return str(next(address for address, info in workers.items() if info["pid"] == pid))
 
 
 @pytest.mark.parametrize("way", ["retired", "stopped"])
