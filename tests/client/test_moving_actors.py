@@ -179,7 +179,7 @@ def test_the_call_that_runs_ends_first_and_all_others_are_made_once_and_in_order
     waiting = [log.add("client", number) for number in range(20)]
     until(lambda: len(BEGAN) == 2)
     retiring = Retiring(client, home)
-    until(lambda: client.run(is_asked_to_move, log.key, workers=[home])[home])
+    until(lambda: is_asked(client, home, log))
     waiting += [log.add("client", number) for number in range(20, 40)]
     assert not any(answer.done() for answer in waiting)
     GATE.set()
@@ -200,6 +200,12 @@ def test_the_call_that_runs_ends_first_and_all_others_are_made_once_and_in_order
 def is_asked_to_move(key: str, dask_worker: Any) -> bool:
     """Whether the word that the actor is to move has come to its worker."""
     return dask_worker.actors.present(key)._offer is not None
+
+
+def is_asked(client: Client, home: str, actor: Any) -> bool:
+    answers = client.run(is_asked_to_move, actor.key, workers=[home])
+    assert answers is not None
+    return bool(answers[home])
 
 
 def _retires(client: Client, address: str) -> bool:
@@ -284,7 +290,7 @@ def test_an_actor_moves_when_no_async_call_is_under_way_and_others_get_in_until_
     waiting = [gate.wait() for _ in range(3)]
     assert ENTERED.wait(20)
     retiring = Retiring(client, home)
-    until(lambda: client.run(is_asked_to_move, gate.key, workers=[home])[home])
+    until(lambda: is_asked(client, home, gate))
     assert gate.open().result(20) == 1
     assert client.gather(waiting) == [home] * 3
     assert not retiring.join()
@@ -329,5 +335,5 @@ async def test_under_trio_an_actor_moves_as_well() -> None:
 
 
 async def wait_retires(client: AsyncClient, address: str) -> None:
-    while (await client.scheduler_info())["workers"][address]["slots"]:
+    while (await client.scheduler_info())["workers"][address]["slots"]:  # noqa: ASYNC110 - nothing says when
         await trio.lowlevel.checkpoint()
