@@ -7,13 +7,13 @@ from typing import Any, cast
 
 import trio
 
-from trio_dask.client.actor_lines import ActorLines, BothWays, Outgoing
+from trio_dask.client.actor_lines import ActorLines, BothWays, Outgoing, Search
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.loop_calls import LoopCalls
 from trio_dask.client.shared_state import SharedState
 from trio_dask.ids import RunId
-from trio_dask.protocol.messages import KeyFailed
+from trio_dask.protocol.messages import ActorAnswer, ActorMoved, KeyFailed
 
 
 class Shared:
@@ -66,3 +66,65 @@ def test_a_call_of_an_actor_that_is_there_is_sent() -> None:
     actor.status = "finished"
     lines.call("tcp://there:1", Outgoing(call, "actor", RunId(1), "method", [], None), actor)
     assert (call.status, calls.lines) == ("pending", 1)
+
+
+class Lines(ActorLines):
+    """Lines that carry nothing by themselves."""
+
+    def __init__(self) -> None:
+        self.started: list[Any] = []
+        """New lines, and searches for actors, in their order."""
+        calls = cast("LoopCalls", self)
+        super().__init__(cast("SharedState", Shared()), calls, open_nothing, find_nothing)
+
+    def start(self, _: Any, subject: Any) -> None:
+        self.started.append(subject)
+
+    def run_soon(self, *_: Any) -> None: ...
+
+    def send(self, number: int, address: str = "tcp://old:1") -> KeyState:
+        state = KeyState(str(number))
+        self.call(address, Outgoing(state, "actor", RunId(1), "method", [], None), None)
+        return state
+
+    def hear(self, line: Any, message: ActorAnswer | ActorMoved) -> None:
+        """A message has come on this line."""
+        assert not self._settle_all(line, [(message, [b"value"])])
+
+    def find(self, search: Search, home: str) -> None:
+        """The scheduler has answered."""
+        self._found(search, home, search.why)
+
+
+def test_calls_without_an_answer_go_after_an_actor_that_has_moved_and_no_call_overtakes_them() -> None:
+    lines = Lines()
+    states = [lines.send(number) for number in range(2)]
+    (old,) = lines.started
+    old.take()
+    states.append(lines.send(2))
+    lines.hear(old, ActorAnswer(1, "value", "", (5,)))
+    lines.hear(old, ActorMoved("actor", RunId(1)))
+    search = lines.started[-1]
+    states += [lines.send(3), lines.send(4, "tcp://new:1")]
+    assert lines.has_unanswered("actor", RunId(1)), "a call at the new place itself would overtake these"
+    lines.find(search, "tcp://new:1")
+    states.append(lines.send(5))
+    new = lines.started[-1]
+    assert [call.state for _, call in new.take()] == states[1:]
+    for number in range(1, 6):
+        assert lines.has_unanswered("actor", RunId(1))
+        lines.hear(new, ActorAnswer(number, "value", "", (5,)))
+    assert not lines.has_unanswered("actor", RunId(1))
+    assert [state.status for state in states] == ["finished"] * 6
+
+
+def test_calls_of_an_actor_that_lives_nowhere_or_is_not_where_it_should_be_fail() -> None:
+    for home in ("", "tcp://old:1"):
+        lines = Lines()
+        state = lines.send(0)
+        (line,) = lines.started
+        line.take()
+        lines.hear(line, ActorMoved("actor", RunId(1)))
+        lines.find(lines.started[-1], home)
+        assert state.status == "error"
+        assert not lines.has_unanswered("actor", RunId(1))

@@ -15,6 +15,7 @@ from trio_dask import Actor, ActorLost, AsyncClient, Client, ClusterError, Local
 
 GATE = threading.Event()
 ENTERED = threading.Event()
+BEGAN: list[str] = []
 """The cluster is in this process."""
 
 
@@ -27,9 +28,11 @@ class Log:
     def __init__(self) -> None:
         self.n = 0
         self.calls: list[tuple[str, int]] = []
+        self.places: list[str] = []
 
     def add(self, caller: str, number: int) -> int:
         self.calls.append((caller, number))
+        self.places.append(self.where())
         self.n += 1
         return self.n
 
@@ -43,6 +46,9 @@ class Log:
 
     def all_calls(self) -> list[tuple[str, int]]:
         return self.calls
+
+    def all_places(self) -> list[str]:
+        return self.places
 
     def keep(self, other: Any) -> None:
         self.other = other
@@ -110,6 +116,7 @@ def call_all(log: Any, caller: str, times: int) -> list[int]:
 
 def hold_slot(log: Any, caller: str, times: int) -> list[int]:
     """Makes calls once the actor has moved, from a task that began before."""
+    BEGAN.append(caller)
     assert GATE.wait(20)
     return call_all(log, caller, times)
 
@@ -153,6 +160,7 @@ class Retiring:
 def client() -> Iterator[Client]:
     GATE.clear()
     ENTERED.clear()
+    BEGAN.clear()
     with LocalCluster(2, 2, processes=False) as cluster, Client(cluster) as client:
         yield client
         GATE.set()
@@ -169,8 +177,9 @@ def test_the_call_that_runs_ends_first_and_all_others_are_made_once_and_in_order
     assert ENTERED.wait(20)
     tasks = [client.submit(hold_slot, log, worker, 20, workers=[worker], pure=False) for worker in (home, other)]
     waiting = [log.add("client", number) for number in range(20)]
+    until(lambda: len(BEGAN) == 2)
     retiring = Retiring(client, home)
-    until(lambda: _retires(client, home))
+    until(lambda: is_asked(client, home, log))
     waiting += [log.add("client", number) for number in range(20, 40)]
     assert not any(answer.done() for answer in waiting)
     GATE.set()
@@ -179,12 +188,24 @@ def test_the_call_that_runs_ends_first_and_all_others_are_made_once_and_in_order
     client.gather(tasks)
     assert not retiring.join()
     check_calls(log, {"client": 40, home: 20, other: 20})
+    assert set(log.all_places().result(20)) == {other}
     assert log.where().result(20) == other
     assert list(client.nthreads()) == [other]
     again = future.result(20)
     assert type(again) is Actor
     assert again.add("client", 40).result(20) == 81
     assert client.submit(call_all, future, "task", 2).result(20) == [82, 83]
+
+
+def is_asked_to_move(key: str, dask_worker: Any) -> bool:
+    """Whether the word that the actor is to move has come to its worker."""
+    return dask_worker.actors.present(key)._offer is not None
+
+
+def is_asked(client: Client, home: str, actor: Any) -> bool:
+    answers = client.run(is_asked_to_move, actor.key, workers=[home])
+    assert answers is not None
+    return bool(answers[home])
 
 
 def _retires(client: Client, address: str) -> bool:
@@ -269,7 +290,7 @@ def test_an_actor_moves_when_no_async_call_is_under_way_and_others_get_in_until_
     waiting = [gate.wait() for _ in range(3)]
     assert ENTERED.wait(20)
     retiring = Retiring(client, home)
-    until(lambda: _retires(client, home))
+    until(lambda: is_asked(client, home, gate))
     assert gate.open().result(20) == 1
     assert client.gather(waiting) == [home] * 3
     assert not retiring.join()
@@ -314,5 +335,5 @@ async def test_under_trio_an_actor_moves_as_well() -> None:
 
 
 async def wait_retires(client: AsyncClient, address: str) -> None:
-    while (await client.scheduler_info())["workers"][address]["slots"]:
+    while (await client.scheduler_info())["workers"][address]["slots"]:  # noqa: ASYNC110 - nothing says when
         await trio.lowlevel.checkpoint()

@@ -50,8 +50,8 @@ def client() -> Iterator[Client]:
 
 
 def worker_of(client: Client, pid: int) -> str:
-    workers: dict[str, Any] = client.scheduler_info()["workers"]
-    return next(address for address, info in workers.items() if info["pid"] == pid)
+    workers = client.scheduler_info()["workers"]
+    return str(next(address for address, info in workers.items() if info["pid"] == pid))
 
 
 @pytest.mark.parametrize("way", ["retired", "stopped"])

@@ -203,6 +203,8 @@ async def retire_workers(
 ) -> dict[str, dict[str, Any]]:
     """Have workers leave without losing anything: they finish what runs, and others take over what only they hold.
 
+    Actors whose class says `movable = True` move to other workers.
+
     Args:
       workers: names, addresses, hosts or numbers of the workers.
       n: instead of them, how many; those with the least to do go first.
@@ -211,7 +213,8 @@ async def retire_workers(
 
     Raises:
       UsageError: there is no such worker.
-      ClusterError: no other worker can take what they hold, or they are still needed; the message says why.
+      ClusterError: no other worker can take what they hold, an actor cannot move, or they are still needed; the message
+        says why.
     """
     if not close_workers or not remove:
         raise UsageError("a retired worker always leaves and ends; close_workers and remove cannot be False")

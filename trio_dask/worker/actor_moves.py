@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from trio_dask.errors import TrioDaskError
+from trio_dask.errors import SerializationError, TrioDaskError
 from trio_dask.ids import Key, RunId, actor_state
 from trio_dask.protocol.messages import ActorHeld, ActorTaken, HandOverActor, Run, SettleActor, TakeActor
 from trio_dask.protocol.pickling import pickle_value
@@ -122,10 +122,16 @@ class ActorMoves:
             del self._coming[key]
             value, nbytes = None, 0
             if actor is not None:
-                proxy = self._actors.add(actor)
-                pickled = pickle_value(proxy, self._inline_limit)
-                value, nbytes = pickled.inline, pickled.nbytes
-                self._store.put(key, proxy, nbytes)
+                proxy = self._actors.proxy_of(actor)
+                try:
+                    pickled = pickle_value(proxy, self._inline_limit)
+                except SerializationError as error:
+                    actor.leave()
+                    text = str(error)
+                else:
+                    value, nbytes = pickled.inline, pickled.nbytes
+                    self._actors.add(actor)
+                    self._store.put(key, proxy, nbytes)
             self._core.actor_taken(ActorTaken(key, order, value, text), nbytes)
             self._act()
 
@@ -153,7 +159,10 @@ class ActorMoves:
                 token.run_sync_soon(made.set)
 
         context = self._context_of(Run(run, key, b"", b"", (), 0, _NOTHING))
-        actor = HostedActor(context, None, state=got.pop(), made=hear)
+        try:
+            actor = HostedActor(context, None, state=got.pop(), made=hear)
+        except RuntimeError as error:
+            return None, f"it got no thread: {error}"
         try:
             await made.wait()
         except trio.Cancelled:

@@ -370,24 +370,27 @@ class HostedActors:
 
     def host(self, context: TaskContext, value: Any) -> Any:
         """Keep what a task has made; returns the proxy that is the task's result."""
-        assert hooks.actor is not None, "trio_dask sets it"
-        run = context.run
-        self.drop((run.key,))
-        self._actors[run.key] = HostedActor(context, value)
-        return hooks.actor(kind_of(value), run.key, run.run, self.address)
+        self.drop((context.run.key,))
+        actor = self._actors[context.run.key] = HostedActor(context, value)
+        return self.proxy_of(actor)
 
-    def add(self, actor: HostedActor) -> Any:
-        """Take in an actor that was made from its state; returns its proxy."""
+    def add(self, actor: HostedActor) -> None:
+        """Take in an actor that was made from its state."""
+        self.drop((actor.run.key,))
+        self._actors[actor.run.key] = actor
+
+    def proxy_of(self, actor: HostedActor) -> Any:
+        """A proxy of an actor that lives here, or is about to."""
         assert hooks.actor is not None, "trio_dask sets it"
-        key = actor.run.key
-        self.drop((key,))
-        self._actors[key] = actor
-        return hooks.actor(actor.kind, key, actor.run.run, self.address)
+        return hooks.actor(actor.kind, actor.run.key, actor.run.run, self.address)
 
     def find(self, key: Key, run: int) -> HostedActor | None:
         """The actor that this run has made, if it is here or was released a moment ago."""
-        found = self._actors.get(key) or self._released.get(key)
-        return found if found is not None and found.run.run == run else None
+        for table in (self._actors, self._released):
+            found = table.get(key)
+            if found is not None and found.run.run == run:
+                return found
+        return None
 
     def present(self, key: Key) -> HostedActor | None:
         """The actor that is the result of `key`."""
