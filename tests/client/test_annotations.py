@@ -174,3 +174,20 @@ async def test_annotations_count_under_trio(async_client: AsyncClient) -> None:
         one = delayed(where)("one")
     with dask.annotate(workers=[0]):
         assert await async_client.compute([one, delayed(where)("zero")], sync=True) == [1, 0]
+
+
+def test_annotations_around_plain_calls_hold_where_the_call_says_nothing(client: Client) -> None:
+    with dask.annotate(workers=[2]):
+        one = client.submit(where, "one")
+        assert [one.result(), *client.gather(client.map(where, ["many", "more"]))] == [2, 2, 2]
+        assert client.get({"graph": (where, 0)}, "graph") == 2
+        assert client.submit(where, "own", workers=[1]).result() == 1
+    with dask.annotate(retries=2, workers=[0], other="for other libraries"):
+        assert client.submit(fails_first, "around a call", 2).result() == 3
+    with dask.annotate(executor="bad"), pytest.raises(ValueError, match="Invalid executor 'bad'"):
+        client.submit(where, "bad")
+
+
+async def test_annotations_around_calls_of_the_async_client_hold(async_client: AsyncClient) -> None:
+    with dask.annotate(workers=[1]):
+        assert await async_client.submit(where, "one") == 1

@@ -37,6 +37,8 @@ from trio_dask.client.spans import span_here
 from trio_dask.client.task_options import (
     Options,
     Workers,
+    annotated,
+    annotations_here,
     drop_ignored_options,
     extra_from,
     known_options,
@@ -135,24 +137,22 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
             raise TypeError(NOT_CALLABLE.format(type(func).__name__))
         function = pickle_function(func)
         output = pop_forward(kwargs) if kwargs else None
-        here = span_here()
+        here, around = span_here(), annotations_here()
         plain = workers is None and resources is None and time_limit is None and output is None
-        if plain and not (retries or priority or allow_other_workers or actor):
+        if plain and not (around or retries or priority or allow_other_workers or actor):
             extra = NO_EXTRA if here is None else here.extra
         else:
-            extra = extra_from(
-                {
-                    "workers": workers,
-                    "resources": resources,
-                    "retries": retries,
-                    "priority": priority,
-                    "allow_other_workers": allow_other_workers,
-                    "time_limit": time_limit,
-                    "actor": actor,
-                    "output": output,
-                },
-                here,
-            )
+            options: Options = {
+                "workers": workers,
+                "resources": resources,
+                "retries": retries,
+                "priority": priority,
+                "allow_other_workers": allow_other_workers,
+                "time_limit": time_limit,
+                "actor": actor,
+                "output": output,
+            }
+            extra = extra_from(annotated(options, around), here)
         call = pickle_call(args, kwargs)
         token = b""
         if key is not None:
@@ -217,7 +217,7 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
             "actor": actor,
             "output": output,
         }
-        extra = extra_from(options, span_here())
+        extra = extra_from(annotated(options, annotations_here()), span_here())
         keys: Iterator[Hashable] | None = None
         prefix = function.name
         if isinstance(key, str):
@@ -285,7 +285,7 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
         The client wants only the outputs; inner tasks are kept as long as these need them.
         """
         made: Plan = plan(graph, outputs)
-        extra = extra_from(options, span_here())
+        extra = extra_from(annotated(options, annotations_here()), span_here())
         engine = self.engine
         computed = dict.fromkeys(found.key for found in made.outputs.values() if isinstance(found, Reference))
         parts = PlainGraphParts(made.tasks, computed, extra)
@@ -347,7 +347,6 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
         """
         if is_of_dask(dsk):
             from trio_dask.client.collections.collection_calls import futures_for
-            from trio_dask.client.collections.dask_names import annotations_here
 
             outputs = flat_keys(keys)
             futures = futures_for(self.engine, self._future, dsk, outputs, known_options(options), annotations_here())

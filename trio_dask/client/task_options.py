@@ -19,6 +19,10 @@ from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 Workers: TypeAlias = WorkerName | Iterable[WorkerName] | None
 
 FORWARD: Final = "forward"
+ANNOTATIONS: Final = frozenset(
+    {"workers", "allow_other_workers", "resources", "retries", "priority", "time_limit", "executor"}
+)
+"""What `dask.annotate` can say here; other annotations are for other libraries."""
 DEFAULT_EXECUTOR: Final = "default"
 
 
@@ -91,6 +95,23 @@ def drop_ignored_options(options: Mapping[str, Any]) -> Options:
 def known_options(options: Mapping[str, Any]) -> Options:
     """The keywords of a computation by dask that say how tasks run; the others are for other schedulers."""
     return cast("Options", {name: value for name, value in options.items() if name in Options.__annotations__})
+
+
+def annotations_here() -> Mapping[str, Any]:
+    """What `dask.annotate` says around the code that calls this. It does not import dask."""
+    find = getattr(sys.modules.get("dask.base"), "get_annotations", None)
+    return {} if find is None else find()
+
+
+def annotated(options: Options, around: Mapping[str, Any]) -> Options:
+    """The options of a call, and where it gives none, those of these annotations."""
+    if not around:
+        return options
+    found = {name: value for name, value in around.items() if name in ANNOTATIONS and value is not None}
+    found |= {name: value for name, value in options.items() if value}
+    if "workers" not in found and not options.get("allow_other_workers"):
+        found.pop("allow_other_workers", None)  # of an annotation around another one that names workers
+    return cast("Options", found)
 
 
 def extra_from(options: Options, span: Span | None = None) -> Mapping[str, Any]:

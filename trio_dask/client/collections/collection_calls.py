@@ -12,7 +12,6 @@ import trio
 
 from trio_dask.client.collections.collector import fewer_collections
 from trio_dask.client.collections.dask_names import (
-    annotations_here,
     base,
     delayed,
     flat,
@@ -27,7 +26,7 @@ from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture
 from trio_dask.client.graph_sender import lead_of_call
-from trio_dask.client.task_options import Options
+from trio_dask.client.task_options import Options, annotations_here
 
 F = TypeVar("F", bound=BaseFuture)
 MakeFuture = Callable[[Any], F]

@@ -26,7 +26,6 @@ delayed: Any = import_module("dask.delayed").delayed
 flat: Any = import_module("dask.core").flatten
 is_collection: Any = import_module("dask.base").is_dask_collection
 annotating: Any = import_module("dask.base").annotate
-annotations_here: Any = import_module("dask.base").get_annotations
 execute_subgraph: Any = getattr(_task_spec, "_execute_subgraph", None)
 """The function of tasks that are fused of others."""
 _order: Any = import_module("dask.order").order

@@ -7,13 +7,9 @@ from typing import Any, Final
 
 from trio_dask.client.collections.dask_names import annotations_of
 from trio_dask.client.spans import span_here, span_of
-from trio_dask.client.task_options import Options, extra_from
+from trio_dask.client.task_options import ANNOTATIONS, Options, extra_from
 
-MEANT: Final = frozenset(
-    {"workers", "allow_other_workers", "resources", "retries", "priority", "time_limit", "executor"}
-)
-"""The annotations that mean something here; others are for other libraries."""
-OPTIONS: Final = MEANT | {"output"}
+OPTIONS: Final = ANNOTATIONS | {"output"}
 """The options of a call that do."""
 
 SPAN: Final = "span"
@@ -26,7 +22,7 @@ class TaskAnnotations:
         """`around` are the annotations of the code that makes the call."""
         self._graph = graph
         self._common: dict[str, Any] = {
-            name: value for name, value in around.items() if name in MEANT and value is not None
+            name: value for name, value in around.items() if name in ANNOTATIONS and value is not None
         }
         self._common |= {name: value for name, value in options.items() if name in OPTIONS and value}
         self._span = span_here() or span_of(around.get(SPAN))
@@ -41,7 +37,7 @@ class TaskAnnotations:
         if own is None:
             own = self._own = {}
             for name, values in annotations_of(self._graph).items():
-                if name in MEANT or name == SPAN:
+                if name in ANNOTATIONS or name == SPAN:
                     for owner, value in values.items():
                         own.setdefault(owner, {})[name] = value
         found = own.get(key)
