@@ -177,7 +177,8 @@ async def _say(endpoint: Endpoint, pieces: Sequence[bytes]) -> None:
                     pass
         except ConnectionLost:
             pass
-        transport.abort()
+        finally:  # also when a bug has ended the listener
+            transport.abort()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
