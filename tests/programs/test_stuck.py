@@ -116,8 +116,8 @@ def test_a_worker_that_dies_by_itself_is_still_given_up() -> None:
             killed = set()
 
             def kill_the_next() -> Any:
-                for pid in (client.run(os.getpid) or {}).values():
-                    if pid not in killed:
+                for worker in client.scheduler_info()["workers"].values():
+                    if (pid := worker["pid"]) not in killed:
                         killed.add(pid)
                         os.kill(pid, signal.SIGKILL)
                 return len(killed) == 3
