@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from trio_dask.comm.transport import Stranger, Transport
 
 _MOST_WAITING = 4096
-_MOST_HEARD = 1024  # each costs a task: 10 KB, or with websockets or TLS some 50 KB
+_MOST_HEARD = 768  # each costs a task: 10 KB, or with websockets and TLS some 80 KB
 
 _ACCEPTED_AT_ONCE = 256
 _HEARD_AT_ONCE = 16
