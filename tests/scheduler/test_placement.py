@@ -23,6 +23,18 @@ def test_idle_workers_share_what_there_is() -> None:
     assert [len(worker.runs()) for worker in workers] == [1, 1, 1, 1]
 
 
+def test_no_task_is_put_behind_another_one_while_a_slot_is_free_elsewhere() -> None:
+    """The first may take much longer than it did so far."""
+    kit = Kit()
+    workers = [kit.worker(), kit.worker()]
+    client = kit.client()
+    client.submit("before", "before too")
+    for worker in workers:
+        worker.finish(worker.runs()[0], seconds=0.001)
+    client.submit("a", "b", "c", "d")
+    assert {worker.runs()[0].key for worker in workers} == {"a", "b"}
+
+
 def test_workers_of_unknown_tasks_hold_one_run_ahead_and_the_rest_waits_here() -> None:
     kit = Kit()
     workers = [kit.worker(nthreads=2) for _ in range(2)]

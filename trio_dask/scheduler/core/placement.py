@@ -21,6 +21,7 @@ scheduler follows dask's `worker-saturation`.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Final
 
 from trio_dask.ids import RunId
@@ -340,9 +341,20 @@ def _refill(state: State, worker: Worker, *, ahead: bool = True) -> None:
 
 
 def _hand_out_common(state: State) -> None:
-    """Hand the common queue out to workers with capacity: idle ones first, a run of consecutive tasks to each."""
+    """Hand the common queue out to workers with capacity: idle ones first, a run of consecutive tasks to each.
+
+    No task is put behind another one while a slot is free elsewhere: that one may take longer than expected.
+    """
     common = state.queue.tasks
     index = state.index
+    if len(index.idle) > 1:
+        for worker in list(islice(index.idle, len(common))):
+            while len(worker.processing) < worker.slots and index.has_room(worker):
+                task = common.take()
+                if task is None:
+                    break
+                assign(state, task, worker, 0)
+            index.update_last(worker)
     while index.has_capacity and common:
         share = min(CHUNK, max(1, len(common) // len(index.has_capacity)))
         worker = next(iter(index.idle or index.has_capacity))
