@@ -343,11 +343,12 @@ def _refill(state: State, worker: Worker, *, ahead: bool = True) -> None:
 def _hand_out_common(state: State) -> None:
     """Hand the common queue out to workers with capacity: idle ones first, a run of consecutive tasks to each.
 
-    No task is put behind another one while a slot is free elsewhere: that one may take longer than expected.
+    A few tasks are first spread over the free slots, none behind another one that may take longer than expected. Of
+    many, a worker that has done its own takes those that wait elsewhere.
     """
     common = state.queue.tasks
     index = state.index
-    if len(index.idle) > 1:
+    if len(index.idle) > 1 and len(common) <= CHUNK:
         for worker in list(islice(index.idle, len(common))):
             while len(worker.processing) < worker.slots and index.has_room(worker):
                 task = common.take()
