@@ -118,13 +118,48 @@ def test_calls_without_an_answer_go_after_an_actor_that_has_moved_and_no_call_ov
     assert [state.status for state in states] == ["finished"] * 6
 
 
-def test_calls_of_an_actor_that_lives_nowhere_or_is_not_where_it_should_be_fail() -> None:
-    for home in ("", "tcp://old:1"):
-        lines = Lines()
-        state = lines.send(0)
-        (line,) = lines.started
+OLD = "tcp://old:1"
+
+
+def asked(lines: Lines) -> tuple[KeyState, Search]:
+    """A call whose actor is not where it was, and the search for that."""
+    state = lines.send(0)
+    (line,) = lines.started
+    line.take()
+    lines.hear(line, ActorMoved("actor", RunId(1)))
+    return state, lines.started[-1]
+
+
+def test_a_call_of_an_actor_that_lives_nowhere_fails() -> None:
+    lines = Lines()
+    state, search = asked(lines)
+    lines.find(search, "")
+    assert state.status == "error"
+    assert not lines.has_unanswered("actor", RunId(1))
+
+
+def test_a_call_goes_back_with_an_actor_that_has_come_back_meanwhile() -> None:
+    lines = Lines()
+    state, search = asked(lines)
+    for _ in range(2):  # each time anew
+        lines.find(search, OLD)
+        line = lines.started[-1]
+        line.take()
+        lines.hear(line, ActorAnswer(1, "value", "", (5,)))
+        assert state.status == "finished"
+        state = lines.send(1)
         line.take()
         lines.hear(line, ActorMoved("actor", RunId(1)))
-        lines.find(lines.started[-1], home)
-        assert state.status == "error"
-        assert not lines.has_unanswered("actor", RunId(1))
+        search = lines.started[-1]
+
+
+def test_a_call_fails_if_its_worker_says_again_that_it_has_another_actor() -> None:
+    lines = Lines()
+    state, search = asked(lines)
+    lines.find(search, OLD)
+    line = lines.started[-1]
+    line.take()
+    lines.hear(line, ActorMoved("actor", RunId(1)))
+    lines.find(lines.started[-1], OLD)
+    assert state.status == "error"
+    assert not lines.has_unanswered("actor", RunId(1))

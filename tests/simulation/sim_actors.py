@@ -161,7 +161,9 @@ class SimLines(ActorLines):
     def _began(self, worker: SimWorker, call: Outgoing) -> None:
         """An actor makes a call: no other worker makes calls of it, and the call is not made twice, or too late."""
         for other in self._workers():
-            if other is not worker and other.actors.get(call.key, (-1,))[0] == call.run:
+            if other is worker or other.session_with != worker.session_with:
+                continue  # another scheduler's run has the same number
+            if other.actors.get(call.key, (-1,))[0] == call.run:
                 assert call.key in other.resting, f"{call.key} lives on {worker.name} and on {other.name}"
         assert call.state not in self.made, f"{call.state.key} was made twice"
         self.made[call.state] = None
@@ -372,7 +374,7 @@ class Acting:
             if call.status != "finished" and lives:
                 worker = self.lines[proxy.client].cut.get(call)
                 assert worker is not None, f"{call.key} failed, and the actor is there"
-                assert not worker.was_dismissed, f"{call.key} failed as {worker.name} left, and the actor has moved"
+                assert not worker.left_in_order, f"{call.key} failed as {worker.name} left, and the actor has moved"
 
     def check_gone(self) -> None:
         """Nobody has an actor any more."""

@@ -111,7 +111,8 @@ class SimWorker:
         """Hear that an actor lives elsewhere now, as every caller does, after the answers of all calls made here."""
         self.unread = 0
         """How many of those that were told so have not read it yet, and lines whose first call has not come."""
-        self.was_dismissed = False
+        self.left_in_order = False
+        """It was dismissed, and did not die before it went."""
         self.plugins: dict[str, bytes] = {}
         """Those that are set up, by id."""
         self.failed_plugins: dict[str, bytes] = {}
@@ -295,7 +296,6 @@ class SimWorker:
                         if len(self._plugin_orders) == 1:
                             self._do_plugin_later()
                     case EndSession():
-                        self.was_dismissed = True
                         self.network.workers.pop(self.address, None)
                         self._leave_followed(self.timeline.now + FOLLOW_S)
                         return
@@ -334,7 +334,13 @@ class SimWorker:
         if self.alive and self.unread and self.timeline.now < deadline:
             self.timeline.after(0.01, partial(self._leave_followed, deadline))
         elif self.alive:
+            self.left_in_order = True
             self.leave()
+
+    @property
+    def session_with(self) -> Incarnation | None:
+        """The scheduler whose session it has, or had last."""
+        return None if self._session is None else self._session[1]
 
     def leave(self) -> None:
         """Say goodbye and go; without a link it is as if it died."""

@@ -137,6 +137,9 @@ class ActorLines:
         self._searches: dict[Actor, Search] = {}
         self._homes: dict[Actor, str] = {}
         """Where actors live that have moved; empty if that is not known yet."""
+        self._back: set[Actor] = set()
+        """Those that are at a worker which had said that they are not, by the word of the scheduler: they have come
+        back. If the worker says so again, what it has is another actor of the same key."""
         self._watched: WeakSet[KeyState] = WeakSet()
 
     def call(self, address: str, call: Outgoing, actor: KeyState | None) -> None:
@@ -199,6 +202,7 @@ class ActorLines:
 
     def _settled(self, call: Outgoing) -> None:
         """A call on a line has its answer."""
+        self._back.discard(call.actor)
         line, count = self._busy.pop(call.actor)
         if count > 1:
             self._busy[call.actor] = line, count - 1
@@ -246,14 +250,18 @@ class ActorLines:
             self._found(search, home, why)
 
     def _found(self, search: Search, home: str, why: str) -> None:
-        """The actor lives at `home`: make the calls there; or (empty, or where it was) nowhere: fail them."""
+        """The actor lives at `home`: make the calls there; or (empty, or where it is not, twice) nowhere: fail them."""
         with self._shared.lock:
             if self._searches.get(search.actor) is search:
                 del self._searches[search.actor]
-            if home in ("", search.former):
+            is_back = home == search.former
+            if not home or (is_back and search.actor in self._back):
+                self._back.discard(search.actor)
                 self._homes.pop(search.actor, None)
                 self._fail(search.calls, why)
                 return
+            if is_back:
+                self._back.add(search.actor)
             self._homes[search.actor] = home
             for call in search.calls:
                 self._put(call, home)
@@ -280,6 +288,7 @@ class ActorLines:
                 self._fail(self._searches.pop(lost).take_all(), text)
             for lost in [lost for lost in self._homes if lost[0] == actor.key]:
                 del self._homes[lost]
+            self._back = {lost for lost in self._back if lost[0] != actor.key}
 
     async def _serve(self, line: _Line) -> None:
         """Connect, and carry calls and answers until the connection or the client ends."""
