@@ -136,11 +136,18 @@ def until(condition: Callable[[], object], timeout_s: float = PATIENCE_S, what: 
     return time.monotonic() - start
 
 
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it has ended between these two
+        return False
+
+
 def survivors(processes: Iterable[psutil.Process], timeout_s: float = 2.0) -> list[psutil.Process]:
     """Those of these processes that are still there after a moment."""
     deadline = time.monotonic() + timeout_s
     while True:
-        left = [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        left = list(filter(_runs, processes))
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.01)
