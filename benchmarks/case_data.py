@@ -12,6 +12,7 @@ from .model import Case, Context, Kind, Metric, at_least_times, at_most_of
 LATER_ROUNDS = 3
 ARGUMENTS = 3
 BETWEEN_ROUNDS_S = 0.5
+"""What was released is freed meanwhile, outside the clock."""
 
 
 def expected_ends(nbytes: int, seed: int) -> tuple[int, float, float]:
@@ -27,7 +28,7 @@ def scatter_and_gather(context: Context) -> dict[str, float]:
     rates = []
     for number in range(1 + LATER_ROUNDS):
         rates.append(_round(context, first_seed=1 + number * context.sizes.array_count))
-        time.sleep(BETWEEN_ROUNDS_S)  # what was released is freed outside the clock
+        time.sleep(BETWEEN_ROUNDS_S)
     (scatter, gather), later = rates[0], rates[1:]
     return {
         "scatter": scatter,

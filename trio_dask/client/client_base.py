@@ -112,6 +112,7 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
 
         A call that is submitted again while a future of it is there is the same task, with the options of the first
         submission: those of later ones have no effect. `pure=False` or another `key` makes a task of its own.
+        Where the call gives no option, that of a `dask.annotate` around it holds.
 
         Args:
           key: the name of the task, instead of one that is made from the call.

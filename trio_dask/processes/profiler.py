@@ -23,7 +23,7 @@ SHARE: Final = 0.0075
 """The profiler takes at most this part of one processor. Its switches cost the others about as much."""
 
 IDLE_SAMPLES: Final = 50
-"""After so many samples in which nothing runs the profiler sleeps until `wake`."""
+"""The profiler sleeps until `wake` after this many samples in a row that found nothing running."""
 
 WHOLE_LOOP: Final = "event loop"
 

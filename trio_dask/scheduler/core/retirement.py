@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from heapq import heapify, heapreplace
 from typing import Final
 
-from trio_dask.ids import PeerId, places_of
+from trio_dask.ids import PeerId
 from trio_dask.protocol.messages import Drain, Leave, Reply, Retire, ReturnRuns
 from trio_dask.scheduler.core.actor_moves import hosted_actors, move_actors, refuse_to_move
 from trio_dask.scheduler.core.copies import order
@@ -124,11 +124,7 @@ def select(state: State, names: Iterable[str]) -> tuple[list[Worker], str]:
     """The workers with these names, addresses or hosts, and the first of the names that is none of these."""
     chosen: dict[Worker, None] = {}
     for name in names:
-        found = [
-            worker
-            for worker in state.workers.values()
-            if name in (worker.info.name, worker.info.host, *places_of(worker.info.address))
-        ]
+        found = [worker for worker in state.workers.values() if worker.info.is_among((name,))]
         if not found:
             return [], name
         chosen.update(dict.fromkeys(found))

@@ -28,6 +28,8 @@ and neither waiting nor ready. Events name a run by the very object that was off
 runs from one again; the outcome of a run that is not current is dropped.
 
 This file is long because all events and messages change the same tables, and each is a few lines.
+
+This file is long because each message and each report changes the same tables, by a few lines.
 """
 
 from __future__ import annotations
