@@ -82,7 +82,7 @@ def taken_s(*arguments: str) -> float:
 
 
 def test_a_wrong_command_line_ends_within_a_second() -> None:
-    """Of an idle machine, where `--version` takes `IDLE_S`: they take turns, and a busy machine delays both alike."""
+    """Within one of this machine, or if that is busy, of an idle one, where `--version` takes `IDLE_S`."""
     lines = [
         ["worker", "h:0"],
         ["worker", "127.0.0.1:9", "--contact-address", "1.2.3.4:5"],
@@ -91,4 +91,4 @@ def test_a_wrong_command_line_ends_within_a_second() -> None:
     for line in lines:
         pairs = [(taken_s(*line), taken_s("--version")) for _ in range(5)]
         wrong_s, version_s = (min(column) for column in zip(*pairs, strict=True))
-        assert wrong_s / version_s * IDLE_S < 1.0, (line, pairs)
+        assert min(wrong_s, wrong_s / version_s * IDLE_S) < 1.0, (line, pairs)
