@@ -143,6 +143,30 @@ async def test_a_slot_runs_what_is_offered_and_reports_value_size_type_and_time(
         assert finished.duration_s > 0
 
 
+async def test_loading_a_function_for_the_first_time_is_not_part_of_its_first_calls_time(
+    open_slots: OpenSlots, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [1e9]
+
+    def work() -> None:
+        clock[0] += 5
+
+    def load(digest: bytes, data: bytes, blobs: object) -> tuple[Callable[[], None], bool]:
+        clock[0] += 100  # it imports its library
+        return work, True
+
+    async with open_slots() as slots:
+        monkeypatch.setattr(executor_module, "perf_counter", lambda: clock[0])
+        monkeypatch.setattr("trio_dask.worker.task_context.perf_counter", lambda: clock[0])
+        monkeypatch.setattr(executor_module, "load_function", load)
+        for number in (1, 2):
+            slots.offer(number, work)
+            slots.wake()
+            finished = await slots.outcome()
+            assert isinstance(finished, Finished)
+            assert finished.duration_s == 5
+
+
 async def test_a_value_above_the_limit_does_not_ride_along(open_slots: OpenSlots) -> None:
     async with open_slots() as slots:
         slots.offer(1, bytes, 101)

@@ -443,6 +443,8 @@ class Executor:
                     function, is_async, args, kwargs = self._load_in_turn(turn, run, values)
             else:
                 function, is_async, args, kwargs = self._load_in_turn(turn, run, values)
+            if known is None:
+                context.started_at = perf_counter()  # loading a function may import its library: not what a call takes
             if is_computed:
                 args, kwargs = GivenArguments(*args).compute(values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import Context, ContextVar
+from time import perf_counter
 from typing import Any, Protocol
 
 import trio
@@ -161,7 +161,7 @@ class TaskContext:
         self.worker = worker
         self.slots = slots
         self.slot: int | None = slot
-        self.started_at = time.perf_counter()
+        self.started_at = perf_counter()
         self.cancelled = False
         self.has_memory = False
         self._on_cancel: Callable[[], None] | None = None
