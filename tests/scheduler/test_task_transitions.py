@@ -196,6 +196,28 @@ def test_one_key_for_two_different_tasks_is_a_conflict_and_leaves_the_first_alon
     assert other.ready() == ["x"]
 
 
+def test_a_conflict_names_what_still_needs_the_other_task() -> None:
+    kit = Kit()
+    kit.worker()
+    client = kit.client()
+
+    def conflict() -> str:
+        client.submit("x", tokens=(b"b",))
+        (failure,) = client.take(m.KeyFailed)
+        return failure.text
+
+    client.submit("x", tokens=(b"a",))
+    assert conflict().endswith("give this one another key, or release every future of the first one")
+    client.submit("y", "z", needs=("x",))
+    client.send(m.Release(("x",)))
+    assert conflict().endswith("or first release what was computed from that one: 'y' and 1 more")
+    client.send(m.Release(("y",)))
+    assert conflict().endswith("or first release what was computed from that one: 'z'")
+    client.send(m.Release(("z",)))
+    client.submit("x", tokens=(b"b",))
+    assert client.failed() == []
+
+
 def test_an_unknown_input_refuses_the_task() -> None:
     kit = Kit()
     kit.worker()

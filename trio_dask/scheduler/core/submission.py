@@ -220,10 +220,12 @@ def _are_below(end: int, numbers: Sequence[int]) -> bool:
 
 def _conflict(task: Task) -> Failure:
     """The failure of a call that was given the key of another one, `task`."""
-    text = (
-        f"the key {task.key!r} already names another task; give this one another key, "
-        "or release every future of the first one"
-    )
+    text = f"the key {task.key!r} already names another task; give this one another key, "
+    if task.dependents and not task.wanted:
+        others = f" and {len(task.dependents) - 1} more" if len(task.dependents) > 1 else ""
+        text += f"or first release what was computed from that one: {next(iter(task.dependents)).key!r}{others}"
+    else:
+        text += "or release every future of the first one"
     return Failure(task.key, "conflict", None, text, {})
 
 
