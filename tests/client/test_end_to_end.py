@@ -76,9 +76,11 @@ def test_a_future_of_another_cluster_is_told_whose_it_is(client: Client) -> None
         def publish(future: Future) -> None:
             client.publish_dataset([future], name="foreign")
 
-        for operation in (client.explain, client.replicate, client.rebalance, publish):
+        acts = (client.cancel, client.retry, client.detach)
+        for operation in (client.explain, client.replicate, client.rebalance, publish, *acts):
             with pytest.raises(UsageError, match=rf"'foreign' is a future of {other.name}, .*: ask there"):
                 operation(foreign)
+        assert foreign.result() == 2
 
 
 def test_arrays_come_and_go(client: Client) -> None:

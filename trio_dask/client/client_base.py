@@ -22,6 +22,7 @@ from trio_dask.client.futures import BaseFuture, states_of
 from trio_dask.client.garbage_collection import without_garbage_collection
 from trio_dask.client.graph_sender import Lead, lead_of_call
 from trio_dask.client.nested_futures import (
+    check_cluster,
     futures_given,
     futures_in,
     leaves_out_failures,
@@ -437,16 +438,24 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
         """Give up futures, and everything that depends on them. Their tasks stop unless other clients want them.
 
         With `force` they stop even then. The futures are cancelled at once.
+
+        Raises:
+          UsageError: a future belongs to another cluster. The same holds for `retry` and `detach`.
         """
-        self.engine.cancel(states_of(futures_given(futures, "cancel()")), force=force, text=msg or reason or "")
+        self.engine.cancel(self._states_given(futures, "cancel()"), force=force, text=msg or reason or "")
 
     def retry(self, futures: Any, asynchronous: object = None) -> None:
         """Run erred tasks again, beginning with the task that caused the failure."""
-        self.engine.retry(states_of(futures_given(futures, "retry()")))
+        self.engine.retry(self._states_given(futures, "retry()"))
 
     def detach(self, futures: Any) -> None:
         """Have these tasks finish even if no client wants their results any more (`fire_and_forget`)."""
-        self.engine.detach(states_of(futures_given(futures, "detach()")))
+        self.engine.detach(self._states_given(futures, "detach()"))
+
+    def _states_given(self, futures: Any, function: str) -> list[KeyState]:
+        found = futures_given(futures, function)
+        check_cluster(self.engine, found)
+        return states_of(found)
 
     def future(self, key: Hashable) -> F:
         """A future for the task of this key, which another client may have submitted."""
