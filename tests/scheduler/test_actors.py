@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.scheduler.kit import Client, Kit, Worker
 from trio_dask.protocol import messages as m
 
@@ -49,6 +51,16 @@ def test_an_actor_is_lost_with_its_worker_though_others_have_its_proxy() -> None
     client.send(m.Release(("actor", "task")))
     kit.tick(0.1)
     kit.assert_empty()
+
+
+@pytest.mark.parametrize(("expected", "told"), [(False, "is lost: killed by SIGKILL"), (True, "left")])
+def test_a_lost_actor_says_what_became_of_its_worker(expected: bool, told: str) -> None:
+    kit = Kit()
+    client = kit.client()
+    home = hosted(kit, client)
+    home.leave(reason="killed by SIGKILL", expected=expected)
+    (failure,) = client.take(m.KeyFailed)
+    assert failure.text == f"the actor 'actor' is lost, since it lived on one worker: worker {home.name} {told}"
 
 
 def test_an_actor_outlives_those_that_have_its_proxy_or_cannot_reach_it() -> None:
