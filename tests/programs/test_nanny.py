@@ -410,6 +410,28 @@ def test_a_restart_gives_another_process(boss: str, who: str) -> None:
         assert running.stop(signal.SIGTERM) == 0
 
 
+def test_a_restart_ends_a_worker_that_no_nanny_starts_again(boss: str) -> None:
+    with (
+        nannies(boss, "--name", "kept") as kept,
+        nannies(boss, "--no-nanny", "--name", "lone") as lone,
+        nannies(boss, "--no-nanny", "--name", "asked") as asked,
+        Client(boss) as client,
+    ):
+        for running in (kept, lone, asked):
+            running.wait_for(REGISTERED)
+        with rpc(asked.wait_for(WORKER_AT)) as worker:
+            worker.restart()
+        assert asked.end() == 0
+        with pytest.raises(TimeoutError, match=r"no nanny starts these again, so .* has to: lone$"):
+            client.restart(timeout=5)
+        assert lone.end() == 0
+        assert lone.text.count("and no nanny starts this worker again") == 1
+        until(lambda: count(kept, REGISTERED) == 2)
+        assert client.submit(pow, 2, 3).result(timeout=15) == 8
+        assert len(client.nthreads()) == 1
+        assert kept.stop(signal.SIGTERM) == 0
+
+
 @pytest.mark.parametrize("who", ["nanny", "worker"])
 def test_terminate_ends_the_program_well(boss: str, who: str) -> None:
     with nannies(boss) as running:

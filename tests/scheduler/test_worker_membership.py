@@ -111,6 +111,25 @@ def test_a_restart_cancels_everything_and_is_done_when_the_workers_are_back() ->
     assert kit.states() == {}
 
 
+def test_a_worker_without_a_nanny_may_come_back_under_another_name() -> None:
+    kit = Kit()
+    with_nanny, alone, client = kit.worker("w", process="p1"), kit.worker("alone"), kit.client()
+    nanny = kit.nanny("p1")
+    client.send(m.Restart(3))
+    for worker in (with_nanny, alone):
+        worker.leave(expected=True)
+    kit.worker("from-the-batch-system")
+    kit.tick(0.0)
+    assert client.take(m.Reply) == []
+    kit.worker("one-too-many")
+    kit.tick(0.0)
+    assert client.take(m.Reply) == [], "it took the place of one that its nanny starts again"
+    kit.worker("w", process="p2")
+    kit.tick(0.0)
+    assert client.take(m.Reply) == [m.Reply(3, {"missing": ()})]
+    assert nanny.take(m.Leave)
+
+
 def test_a_restart_that_a_worker_does_not_survive_is_answered_after_its_limit() -> None:
     kit = Kit(restart_timeout_s=5.0)
     worker, client = kit.worker("w"), kit.client()

@@ -509,7 +509,7 @@ async def test_a_wish_to_begin_afresh_that_came_when_the_link_broke_does_not_out
     autojump_clock: MockClock,
 ) -> None:
     async with open_scheduler() as scheduler, trio.open_nursery() as nursery:
-        worker = service._Worker(scheduler.settings, None, DrainRequest(), None, None, None)
+        worker = service._Worker(scheduler.settings, None, DrainRequest(), None, None, None, False)
         await nursery.start(worker.run)
         session = await scheduler.next_session()
         session.connection.abort()

@@ -148,16 +148,28 @@ async def _about_workers(engine: Engine, what: str, workers: Workers) -> dict[st
 
 @in_loop
 async def restart(engine: Engine, timeout: Timeout = None, wait_for_workers: bool = True) -> None:
-    """Cancel everything of every client, and have all workers begin afresh.
+    """Cancel everything of every client, and restart all workers.
 
-    Raises `TimeoutError` if, after `timeout`, not all of them are back.
+    Nannies give their workers new processes. A worker without a nanny that is a program of its own ends, and whatever
+    started it may start another one in its place; one that shares its process with others begins afresh in it.
+
+    Raises `TimeoutError` if, after `timeout`, there are not as many workers as before.
     """
+    known: Mapping[str, WorkerInfo] = {}
     missing: Sequence[str] = ()
     with limit(timeout) as scope:
         engine.cancel_all("the cluster was restarted")
+        known = (await engine.ask("scheduler_info"))["workers"]
         missing = (await engine.request(Restart))["missing"]
     if wait_for_workers and (scope.cancelled_caught or missing):
-        raise TimeoutError(f"after the restart these workers did not come back in time: {', '.join(missing) or 'all'}")
+        which = "not all workers came back in time"
+        if missing:
+            which = f"these workers did not come back in time: {', '.join(missing)}"
+        lone = {worker["name"] for worker in known.values() if not worker["nanny"]}
+        if missing:
+            lone &= set(missing)
+        hint = f"; no nanny starts these again, so whatever started them has to: {', '.join(sorted(lone))}"
+        raise TimeoutError(f"after the restart {which}{hint if lone else ''}")
 
 
 @in_loop
@@ -180,7 +192,7 @@ async def restart_workers(
     if bare := sorted({where for found in meant.values() for where, worker in found.items() if not worker["nanny"]}):
         raise UsageError(
             f"restart_workers() requires a nanny, and {', '.join(bare)} {'has' if len(bare) == 1 else 'have'} none; "
-            "restart() has all workers begin afresh, those without a nanny in the process that they have"
+            "restart() is for all workers, with a nanny or without"
         )
     missing: Sequence[str] = [str(worker["name"]) for found in meant.values() for worker in found.values()]
     with limit(timeout):

@@ -68,6 +68,7 @@ async def work(
             at_rest=at_rest,
             ends_in=ends_in,
             around=partial(set_up, preloaded, argv),
+            owns_process=True,
             task_status=task_status or trio.TASK_STATUS_IGNORED,
         )
 

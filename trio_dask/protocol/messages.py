@@ -123,7 +123,8 @@ class PluginDone(NamedTuple):
 
 @tagged(54)
 class Leave(NamedTuple):
-    """To a worker: end this session; with `restart`, drop everything and register again afresh, else exit with 0.
+    """To a worker: end this session and exit with 0; with `restart`, drop everything, and register again afresh if it
+    shares its process.
 
     To a nanny: end the worker's process, as planned; with `restart`, start another, else exit with 0.
     """
@@ -267,7 +268,7 @@ class Query(NamedTuple):
 
 @tagged(18)
 class Restart(NamedTuple):
-    """Forget every task of every client and have all workers begin afresh; a `Reply` says when it is done."""
+    """Forget every task of every client and restart all workers; a `Reply` says when as many are there again."""
 
     request: int
 

@@ -17,9 +17,12 @@ RESTART_DRAIN_S = 2.0
 
 
 def worker_commands(
-    settings: WorkerSettings, handle: WorkerHandle, drain: DrainRequest, begin_afresh: Callable[[], Awaitable[None]]
+    settings: WorkerSettings,
+    handle: WorkerHandle,
+    drain: DrainRequest,
+    begin_afresh: Callable[[], Awaitable[None]] | None,
 ) -> Mapping[str, Command]:
-    """The commands. `begin_afresh` ends the session and starts another; with a nanny, another process follows."""
+    """The commands. A restart ends the process, or has the worker `begin_afresh` in one that it shares."""
     mine = Hello(role="worker")
 
     def identity(arguments: Mapping[str, Any]) -> Any:
@@ -43,7 +46,7 @@ def worker_commands(
         return {"status": "leaving" if drain.reason else running, "keys": len(handle.data)}
 
     async def restart(arguments: Mapping[str, Any]) -> Any:
-        if settings.process:
+        if begin_afresh is None:
             drain.ask("restart", RESTART_DRAIN_S)
         else:
             await begin_afresh()

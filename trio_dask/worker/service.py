@@ -75,6 +75,7 @@ async def run_worker(
     at_rest: Callable[[], None] | None = None,
     ends_in: Callable[[float, str], None] | None = None,
     around: Callable[[WorkerHandle], AbstractAsyncContextManager[None]] | None = None,
+    owns_process: bool = False,
     task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a worker until it is cancelled, has drained, or its scheduler dismisses it.
@@ -98,6 +99,9 @@ async def run_worker(
     `around` makes a block from what tasks see of this worker; it is entered before anything else, and left when the
     worker has ended.
 
+    With `owns_process` this process does nothing else: a restart ends the worker, as only a new process is one. Another
+    one begins afresh, in the process that it shares.
+
     Raises:
       NoScheduler: there was none for `settings.death_timeout_s`, or it was lost and `settings.reconnect` is off.
       RefusedError: the scheduler does not take this worker.
@@ -105,7 +109,7 @@ async def run_worker(
       OSError: it cannot listen at its address.
     """
     with keep_file(settings.pid_file, f"{os.getpid()}\n"):
-        worker = _Worker(settings, credentials, drain or DrainRequest(), leaving, at_rest, ends_in)
+        worker = _Worker(settings, credentials, drain or DrainRequest(), leaving, at_rest, ends_in, owns_process)
         async with nullcontext() if around is None else around(worker.handle):
             await worker.run(task_status)
 
@@ -131,8 +135,10 @@ class _Worker:
         leaving: Callable[[str], None] | None,
         at_rest: Callable[[], None] | None,
         ends_in: Callable[[float, str], None] | None,
+        owns_process: bool,
     ) -> None:
         self._settings = settings
+        self._ends_at_restart = owns_process or bool(settings.process)
         self._given = given
         self._drain = drain
         self._tell_leaving: Callable[[str], None] = leaving or _ignore
@@ -230,7 +236,8 @@ class _Worker:
     # ------------------------------------------------------------------------------------------ control
 
     async def _serve_control(self, connection: Connection) -> None:
-        commands = worker_commands(self._settings, self._driver.handle, self._drain, self._begin_afresh)
+        afresh = None if self._ends_at_restart else self._begin_afresh
+        commands = worker_commands(self._settings, self._driver.handle, self._drain, afresh)
         await serve_control(connection, commands)
 
     async def _begin_afresh(self) -> None:
@@ -288,13 +295,15 @@ class _Worker:
             return False
         if self._draining:
             return True
-        log.info("Leaving: %s" if end.then is not Then.RESTART else "Starting again: %s", end.reason)
         restarts = end.then is Then.RESTART
-        # A new process is the better restart, where a nanny can start one.
-        if not restarts or settings.process:
-            self._tell_leaving("restart" if restarts else "scheduler")
-            return True
-        return False
+        if restarts and self._ends_at_restart and not settings.process:
+            log.info("Leaving: %s, and no nanny starts this worker again", end.reason)
+        else:
+            log.info("Starting again: %s" if restarts else "Leaving: %s", end.reason)
+        if restarts and not self._ends_at_restart:
+            return False
+        self._tell_leaving("restart" if restarts else "scheduler")
+        return True
 
     def _may_complain(self) -> bool:
         return trio.current_time() >= self._complained_at + COMPLAINT_INTERVAL_S

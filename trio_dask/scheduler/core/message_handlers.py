@@ -291,8 +291,8 @@ def _restart(state: State, client: Client, message: m.Restart) -> None:
     _await_workers(state, client, message.request, names)
 
 
-def restart(state: State, text: str) -> list[str]:
-    """Cancel all tasks and have all workers begin afresh; returns the names of those that are to come back."""
+def restart(state: State, text: str) -> dict[str, bool]:
+    """Cancel all tasks and restart all workers: by name, whether a nanny starts it again."""
     tasks = list(state.tasks.values())
     for task in tasks:
         for peer in task.wanted:
@@ -314,17 +314,19 @@ def _restart_workers(state: State, client: Client, message: m.RestartWorkers) ->
     _await_workers(state, client, message.request, names)
 
 
-def _begin_afresh(state: State, workers: list[Worker], text: str) -> list[str]:
+def _begin_afresh(state: State, workers: list[Worker], text: str) -> dict[str, bool]:
+    names: dict[str, bool] = {}
     for worker in workers:
-        # A nanny gives it a new process; without one it begins another session.
+        # A nanny gives it a new process. Without one it ends if it has its process to itself, else it begins afresh.
         nanny = state.nanny_of.get(worker.info.process)
         state.send(worker.peer if nanny is None else nanny, m.Leave(text, True))
-    return [worker.info.name for worker in workers]
+        names[worker.info.name] = nanny is not None
+    return names
 
 
-def _await_workers(state: State, client: Client, request: int, names: list[str]) -> None:
+def _await_workers(state: State, client: Client, request: int, names: dict[str, bool]) -> None:
     deadline = state.now + state.settings.restart_timeout_s
-    state.pending.add(PendingRequest(client.peer, request, WorkersBack(dict.fromkeys(names)), deadline))
+    state.pending.add(PendingRequest(client.peer, request, WorkersBack(names), deadline))
 
 
 def _shutdown(state: State, client: Client, message: m.Shutdown) -> None:

@@ -40,9 +40,19 @@ class WorkersReady(NamedTuple):
 
 
 class WorkersBack(NamedTuple):
-    """Wait until workers with these names have begun new sessions."""
+    """Wait until workers with these names have begun new sessions.
 
-    missing: dict[str, None]
+    The value says whether a nanny starts it again, under its name. Another one may be started again by a batch system,
+    under any name.
+    """
+
+    missing: dict[str, bool]
+
+    def joined(self, name: str) -> None:
+        """A worker of this name has begun a session."""
+        if name not in self.missing:
+            name = next((other for other, has_nanny in self.missing.items() if not has_nanny), name)
+        self.missing.pop(name, None)
 
     def answer(self, state: State, *, late: bool) -> Any:
         """Names that did not come back; None while there is time."""
@@ -103,7 +113,7 @@ class PendingRequests:
         """A worker has a session."""
         for pending in self._pending:
             if isinstance(pending.goal, WorkersBack):
-                pending.goal.missing.pop(worker.info.name, None)
+                pending.goal.joined(worker.info.name)
             self.due_at = -_NEVER
 
     def worker_left(self, worker: Worker) -> None:
