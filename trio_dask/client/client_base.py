@@ -18,16 +18,15 @@ from trio_dask.client.core.outbox import NO_EXTRA, Content, Row
 from trio_dask.client.dask_graphs import Constant, Plan, Reference, flat_keys, key_to_str, plan, shaped_like
 from trio_dask.client.engine import Engine
 from trio_dask.client.forked_clients import bind_to_process
-from trio_dask.client.futures import BaseFuture, states_of
+from trio_dask.client.futures import BaseFuture
 from trio_dask.client.garbage_collection import without_garbage_collection
 from trio_dask.client.graph_sender import Lead, lead_of_call
 from trio_dask.client.nested_futures import (
-    check_cluster,
-    futures_given,
     futures_in,
     leaves_out_failures,
     materialize,
     own_states,
+    states_given,
     values_of,
     with_values,
 )
@@ -442,20 +441,15 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
         Raises:
           UsageError: a future belongs to another cluster. The same holds for `retry` and `detach`.
         """
-        self.engine.cancel(self._states_given(futures, "cancel()"), force=force, text=msg or reason or "")
+        self.engine.cancel(states_given(self.engine, futures, "cancel()"), force=force, text=msg or reason or "")
 
     def retry(self, futures: Any, asynchronous: object = None) -> None:
         """Run erred tasks again, beginning with the task that caused the failure."""
-        self.engine.retry(self._states_given(futures, "retry()"))
+        self.engine.retry(states_given(self.engine, futures, "retry()"))
 
     def detach(self, futures: Any) -> None:
         """Have these tasks finish even if no client wants their results any more (`fire_and_forget`)."""
-        self.engine.detach(self._states_given(futures, "detach()"))
-
-    def _states_given(self, futures: Any, function: str) -> list[KeyState]:
-        found = futures_given(futures, function)
-        check_cluster(self.engine, found)
-        return states_of(found)
+        self.engine.detach(states_given(self.engine, futures, "detach()"))
 
     def future(self, key: Hashable) -> F:
         """A future for the task of this key, which another client may have submitted."""

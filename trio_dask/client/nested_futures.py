@@ -132,6 +132,16 @@ def check_cluster(engine: Engine, futures: Iterable[BaseFuture]) -> None:
             )
 
 
+def states_given(engine: Engine, given: Any, function: str) -> list[KeyState]:
+    """The states behind the futures that this function of the client was given.
+
+    Raises `UsageError` for one of another cluster, and `TypeError` as `futures_given` does.
+    """
+    futures = futures_given(given, function)
+    check_cluster(engine, futures)
+    return states_of(futures)
+
+
 def own_states(engine: Engine, futures: list[BaseFuture]) -> list[KeyState]:
     """The states behind these futures, each once.
 
