@@ -26,7 +26,7 @@ from trio_dask.ids import Key, RunId
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import dump_value
-from trio_dask.worker.error_text import describe_failure, mention_trio
+from trio_dask.worker.error_text import describe_failure, is_cancellation, mention_trio
 from trio_dask.worker.result_store import Frames, load_frames
 from trio_dask.worker.task_context import TaskContext, enter
 
@@ -333,6 +333,8 @@ class HostedActor:
         except trio.Cancelled:
             raise
         except BaseException as error:  # whatever the user's code raises is the answer
+            if is_cancellation(error):
+                raise
             mention_trio(error)
             answer = _described(error)
         finally:
