@@ -310,9 +310,9 @@ def restart(state: State, text: str) -> list[str]:
 
 
 def _restart_workers(state: State, client: Client, message: m.RestartWorkers) -> None:
-    chosen, unknown = retirement.select(state, message.workers)
-    if unknown:
-        state.send(client.peer, m.Reply(message.request, {"refused": f"there is no worker {unknown!r}"}))
+    chosen = retirement.select(state, message.workers)
+    if isinstance(chosen, str):
+        state.send(client.peer, m.Reply(message.request, {"refused": chosen}))
         return
     names = _begin_afresh(state, chosen, f"restarted by client {client.name}")
     _await_workers(state, client, message.request, names)
