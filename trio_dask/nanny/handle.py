@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import trio
 
 from trio_dask.nanny.worker_process import Stop
+from trio_dask.plugins.hooks_of_users import call_in_loop
 
 if TYPE_CHECKING:
     from trio_dask.nanny.service import Nanny
@@ -66,8 +67,4 @@ class NannyHandle:
         self._in_loop(lambda: self._nanny.stop(Stop.DRAIN, reason))
 
     def _in_loop(self, function: Callable[[], Result]) -> Result:
-        try:
-            here = trio.lowlevel.current_trio_token()
-        except RuntimeError:
-            here = None
-        return function() if here is self._token else trio.from_thread.run_sync(function, trio_token=self._token)
+        return call_in_loop(self._token, function)

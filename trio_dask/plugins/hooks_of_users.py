@@ -1,12 +1,14 @@
-"""Calls of functions that users write, plain or async: a plain one must not hold up the event loop."""
+"""Between an event loop and code of users: their functions must not hold it up, and may call into it from a thread."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
+
+Result = TypeVar("Result")
 
 
 async def call(function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
@@ -16,3 +18,12 @@ async def call(function: Callable[..., Any], /, *args: Any, **options: Any) -> A
     # In a tuple: Trio refuses what returns something to await.
     (result,) = await trio.to_thread.run_sync(lambda: (function(*args, **options),), abandon_on_cancel=True)
     return await result if inspect.isawaitable(result) else result
+
+
+def call_in_loop(token: trio.lowlevel.TrioToken | None, function: Callable[[], Result]) -> Result:
+    """Call this in the thread of the loop that has this token, from any thread, and return what it returns."""
+    try:
+        here = trio.lowlevel.current_trio_token()
+    except RuntimeError:
+        here = None
+    return function() if here is token else trio.from_thread.run_sync(function, trio_token=token)

@@ -1,6 +1,6 @@
 """The operator's own code beside a scheduler: what modules of `dask-scheduler --preload` get, and their plugins.
 
-    core ─► ring of events ─► `PluginHost.run`, a task ─► a thread ─► the plugins, one event after the other
+    core ─► ring of events ─► `OperatorPlugins.run`, a task ─► a thread ─► the plugins, one event after the other
 
 A plugin may block or raise: it runs in a thread of its own, and the scheduler never waits for it. If plugins are slower
 than the cluster for long, the ring drops its oldest events, and the log says how many. Without a plugin nothing is
@@ -19,6 +19,7 @@ import trio
 
 from trio_dask.errors import UsageError
 from trio_dask.ids import Key
+from trio_dask.plugins.hooks_of_users import call_in_loop
 from trio_dask.protocol.codec import is_plain
 from trio_dask.scheduler.core import (
     ClientAdded,
@@ -109,7 +110,7 @@ class SchedulerHandle:
       state: a dictionary for whatever the operator's modules want to share.
     """
 
-    def __init__(self, host: PluginHost, addresses: Sequence[str], id: str) -> None:
+    def __init__(self, host: OperatorPlugins, addresses: Sequence[str], id: str) -> None:
         self.address = addresses[0]
         self.addresses = tuple(addresses)
         self.id = id
@@ -188,17 +189,17 @@ _HOOKS: Final[Mapping[type[Any], str]] = {
 _Listeners = Mapping[str, list[_Listener]]
 
 
-class PluginHost:
+class OperatorPlugins:
     """The plugins of one scheduler, and the events that they have not been told yet.
 
     Its methods, except `in_loop`, are for the thread of the scheduler's loop.
     """
 
     def __init__(
-        self, core: SchedulerCore, identity: Callable[[], dict[str, Any]], settle: Callable[[], object]
+        self, core: SchedulerCore, identity: Callable[[], dict[str, Any]], send_all: Callable[[], object]
     ) -> None:
         self._core = core
-        self._send = settle
+        self._send_all = send_all
         self.identity = identity
         self.ring = EventRing()
         self._listeners: dict[str, list[_Listener]] = {}
@@ -220,11 +221,7 @@ class PluginHost:
 
     def in_loop(self, function: Callable[[], Result]) -> Result:
         """Call this in the thread of the scheduler's loop, from any thread."""
-        try:
-            here = trio.lowlevel.current_trio_token()
-        except RuntimeError:
-            here = None
-        return function() if here is self._token else trio.from_thread.run_sync(function, trio_token=self._token)
+        return call_in_loop(self._token, function)
 
     # ------------------------------------------------------------------------------------------ in the loop
 
@@ -235,7 +232,7 @@ class PluginHost:
         if name in plugins:
             raise UsageError(f"there is a plugin {name!r} already; remove it first, or give another name")
         plugins[name] = plugin
-        self._settle()
+        self._set_events_aside()
         mine = _listeners(name, plugin)
         self._backlog.append((_Telling("start", (self._handle,)), mine))
         self._choose_listeners()
@@ -245,14 +242,14 @@ class PluginHost:
         assert self._handle is not None
         if name not in self._handle.plugins:
             raise UsageError(f"there is no plugin {name!r}")
-        self._settle()
+        self._set_events_aside()
         self._backlog.append((_Telling("close"), _listeners(name, self._handle.plugins.pop(name))))
         self._choose_listeners()
 
     def log_event(self, topic: str, value: object, nbytes: int) -> None:
         """Keep a plain value under a topic, and tell those who hear of it."""
         self._core.log_event(topic, value, nbytes, trio.current_time())
-        self._send()
+        self._send_all()
 
     def logged(self, topic: str) -> list[tuple[float, object]]:
         """The last events of a topic."""
@@ -263,7 +260,7 @@ class PluginHost:
         """Something has happened."""
         self._wake.set()
 
-    def _settle(self) -> None:
+    def _set_events_aside(self) -> None:
         """What has happened until now is for the plugins that there are now."""
         events, dropped = self.ring.take()
         self._dropped += dropped
@@ -299,7 +296,7 @@ class PluginHost:
             log.warning("Plugins took more than %g s to close and were abandoned", CLOSE_S)
 
     async def _tell_all(self) -> None:
-        self._settle()
+        self._set_events_aside()
         while self._backlog:
             backlog, self._backlog = self._backlog, []
             await trio.to_thread.run_sync(self._tell, backlog, abandon_on_cancel=True, limiter=self._limiter)

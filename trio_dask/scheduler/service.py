@@ -52,7 +52,7 @@ from trio_dask.scheduler.core import (
     ServiceQuestion,
     Stop,
 )
-from trio_dask.scheduler.plugins import PluginHost, SchedulerHandle
+from trio_dask.scheduler.plugins import OperatorPlugins, SchedulerHandle
 from trio_dask.scheduler.rpc_handlers import scheduler_commands, scheduler_identity
 from trio_dask.scheduler_file import scheduler_file_text
 from trio_dask.security.cluster_key import user_name
@@ -141,7 +141,7 @@ class _Service:
             retire_idle=self._retire_idle,
             stop=self._stop,
         )
-        self._plugins = PluginHost(
+        self._plugins = OperatorPlugins(
             self._core, lambda: scheduler_identity(self._core, self._identity, self._addresses[0]), self._settle
         )
         self._events = self._plugins.ring.events

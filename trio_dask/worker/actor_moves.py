@@ -5,9 +5,8 @@ The scheduler orders each step, and its word alone says where an actor lives (`s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 import trio
 
@@ -116,26 +115,29 @@ class ActorMoves:
         key, _, order, _ = message
         with trio.CancelScope() as scope:
             self._coming[key] = scope
-            actor, text = await self._make(message)
+            made = await self._make(message)
             if self._coming.get(key) is not scope:
                 return
             del self._coming[key]
-            value, nbytes = None, 0
-            if actor is not None:
-                proxy = self._actors.proxy_of(actor)
+            value, text, nbytes = None, "", 0
+            if isinstance(made, str):
+                text = made
+            else:
+                proxy = self._actors.proxy_of(made)
                 try:
                     pickled = pickle_value(proxy, self._inline_limit)
                 except SerializationError as error:
-                    actor.leave()
+                    made.leave()
                     text = str(error)
                 else:
                     value, nbytes = pickled.inline, pickled.nbytes
-                    self._actors.add(actor)
+                    self._actors.add(made)
                     self._store.put(key, proxy, nbytes)
             self._core.actor_taken(ActorTaken(key, order, value, text), nbytes)
             self._act()
 
-    async def _make(self, message: TakeActor) -> tuple[HostedActor | None, str]:
+    async def _make(self, message: TakeActor) -> HostedActor | str:
+        """The actor, which rests; or why it cannot be made."""
         key, run, _, address = message
         got: list[Frames] = []
 
@@ -146,9 +148,9 @@ class ActorMoves:
         try:
             await self._peers.fetch(address, (actor_state(key),), take)
         except (OSError, TrioDaskError) as error:
-            return None, f"its object could not be fetched: {error}"
+            return f"its object could not be fetched: {error}"
         if not got:
-            return None, f"{address} could not send its object"
+            return f"{address} could not send its object"
         made = trio.Event()
         texts: list[str] = []
         token = trio.lowlevel.current_trio_token()
@@ -158,17 +160,14 @@ class ActorMoves:
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(made.set)
 
-        context = self._context_of(Run(run, key, b"", b"", (), 0, _NOTHING))
+        context = self._context_of(Run(run, key, b"", b"", (), 0, {}))
         try:
             actor = HostedActor(context, None, state=got.pop(), made=hear)
         except RuntimeError as error:
-            return None, f"it got no thread: {error}"
+            return f"it got no thread: {error}"
         try:
             await made.wait()
         except trio.Cancelled:
             actor.leave()
             raise
-        return (None, texts[0]) if texts[0] else (actor, "")
-
-
-_NOTHING: Mapping[str, Any] = {}
+        return texts[0] or actor

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import trio
 
 from trio_dask.errors import TaskCancelled
-from trio_dask.worker.error_text import mention_trio
+from trio_dask.worker.error_text import is_cancellation, mention_trio
 from trio_dask.worker.task_context import TaskContext, enter
 
 
@@ -33,6 +33,8 @@ async def run_async(task: AsyncCall) -> None:
     except trio.Cancelled:
         raise
     except BaseException as error:  # as in a slot: what a task raises is its result
+        if is_cancellation(error):
+            raise
         mention_trio(error)
         answer = raiser(error)
     finally:

@@ -361,9 +361,7 @@ class Executor:
 
     def context_of(self, run: Run) -> TaskContext:
         """For code that runs on this worker outside of the slots."""
-        context = TaskContext(run, self._worker, self._seceded, 0)
-        context.slot = None
-        return context
+        return TaskContext(run, self._worker, self._seceded, None)
 
     def _work_off(self, number: int, run: Run) -> int | None:
         """A run, then those chained after it. Returns the slot that this thread has at the end, if any."""

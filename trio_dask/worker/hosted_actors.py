@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from enum import Enum, auto
 from queue import SimpleQueue
 from typing import Any, Final, Literal, NamedTuple, Protocol
 from weakref import WeakValueDictionary
@@ -26,7 +27,7 @@ from trio_dask.ids import Key, RunId
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import dump_value
-from trio_dask.worker.error_text import describe_failure, mention_trio
+from trio_dask.worker.error_text import describe_failure, is_cancellation, mention_trio
 from trio_dask.worker.result_store import Frames, load_frames
 from trio_dask.worker.task_context import TaskContext, enter
 
@@ -61,6 +62,20 @@ _NOTHING: Final = _Call("", [], _ignore)
 
 _ELSEWHERE: Final = Answer("elsewhere", "", [])
 
+
+class _Phase(Enum):
+    """What an actor does with calls. Each is answered in any case."""
+
+    LIVES = auto()
+    """It makes them."""
+    RESTS = auto()
+    """It keeps them, until it hears whether it goes on here."""
+    CLOSED = auto()
+    """It makes those that have come, and refuses later ones: it was released."""
+    ELSEWHERE = auto()
+    """It makes none, and says of all of them that it is not here."""
+
+
 Offer = Callable[["Frames | str"], object]
 """Takes the pickled object of an actor, or why it cannot be pickled; called in the actor's thread."""
 
@@ -79,22 +94,20 @@ class HostedActor:
         self._state = state
         self._made = made
         """Hears that the object was made from its state, or why it could not be; in the actor's thread."""
-        self._rests = state is not None
+        self._phase = _Phase.LIVES if state is None else _Phase.RESTS
+        """Changed under the lock."""
         self._offer: Offer | None = None
-        """The actor is to rest once its call has ended, and this gets the pickled object."""
+        """A living actor is to rest once its call has ended, and this gets the pickled object."""
         self._verdicts: SimpleQueue[bool] = SimpleQueue()
         """Whether the actor goes on here; one for each rest."""
-        self._is_away = False
-        """It lives elsewhere: no call is made here any more."""
         self._kept: deque[_Call | None] = deque()
         """Calls that came before those in the queue, and have not been made."""
         self._under_way = 0
         """`async def` calls that have begun and not ended."""
-        self._context = TaskContext(context.run, context.worker, context.slots, 0)
-        self._context.slot = None  # its code may ask for its worker, and has no slot to give back
+        # Its code may ask for its worker, and has no slot to give back.
+        self._context = TaskContext(context.run, context.worker, context.slots, None)
         self._lock = threading.Lock()
         """Held while a call is taken, so that none is taken after the last one."""
-        self._is_closed = False
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._token: trio.lowlevel.TrioToken | None = None
         """Of the loop, once there is one: then that takes the calls."""
@@ -115,22 +128,24 @@ class HostedActor:
             reply(self._compute(call))
             return
         with self._lock:
-            if self._is_away:
+            phase = self._phase
+            if phase is _Phase.ELSEWHERE:
                 reply(_ELSEWHERE)
-                return
-            if not self._is_closed:
+            elif phase is not _Phase.CLOSED:
                 self._put(call)
-                return
-        reply(self._gone())
+        if phase is _Phase.CLOSED:
+            reply(self._gone())
 
     def close(self) -> None:
         """Take no more calls. Those that came before still run; `async def` methods that wait are cancelled."""
         with self._lock:
             self._offer = None
-            if not self._is_closed and not self._is_away:
-                self._is_closed = True
+            before = self._phase
+            if before in (_Phase.LIVES, _Phase.RESTS):
+                self._phase = _Phase.CLOSED
                 self._put(None)
-            self._end_rest(goes_on=True)
+            if before is _Phase.RESTS:
+                self._verdicts.put(True)
 
     # ------------------------------------------------------------------------------------------ moving
 
@@ -150,7 +165,7 @@ class HostedActor:
         While `async def` calls are under way others may be what they wait for, so it rests when none is.
         """
         with self._lock:
-            if not self._is_closed and not self._rests:
+            if self._phase is _Phase.LIVES:
                 self._offer = offer
                 self._put(_WAKE)
 
@@ -158,7 +173,9 @@ class HostedActor:
         """Go on here, if it rests or is to rest."""
         with self._lock:
             self._offer = None
-            self._end_rest(goes_on=True)
+            if self._phase is _Phase.RESTS:
+                self._phase = _Phase.LIVES
+                self._verdicts.put(True)
 
     def leave(self) -> bool:
         """Make no call any more, as the actor lives elsewhere; False, and nothing happens, if it does not rest.
@@ -166,22 +183,17 @@ class HostedActor:
         All calls that came are answered so before this returns.
         """
         with self._lock:
-            if not self._rests:
+            if self._phase is not _Phase.RESTS:
                 return False
-            self._is_away = True
+            self._phase = _Phase.ELSEWHERE
             while not self._calls.empty():
                 self._kept.append(self._calls.get_nowait())
             for call in self._kept:
                 if call is not None:
                     call.reply(_ELSEWHERE)
             self._kept.clear()
-            self._end_rest(goes_on=False)
+            self._verdicts.put(False)
             return True
-
-    def _end_rest(self, *, goes_on: bool) -> None:
-        if self._rests:
-            self._rests = False
-            self._verdicts.put(goes_on)
 
     def _rest_if_asked(self, call: _Call | None) -> bool:
         """In the first thread, before this call: rest if that was asked. Whether the actor goes on here."""
@@ -190,7 +202,7 @@ class HostedActor:
             offer, self._offer = self._offer, None
             if offer is None:
                 return True
-            self._rests = True
+            self._phase = _Phase.RESTS
         try:
             state: Frames | str = dump_value(self._value)
         except BaseException as error:  # pickling runs the user's code
@@ -204,7 +216,8 @@ class HostedActor:
         try:
             self._value = load_frames(self._state or [])
         except BaseException as error:  # unpickling runs the user's code
-            self._rests, self._is_away = False, True
+            with self._lock:
+                self._phase = _Phase.ELSEWHERE
             self._made(describe_failure(error)[1])
             return False
         finally:
@@ -297,7 +310,7 @@ class HostedActor:
         while True:
             if self._offer is not None and not self._under_way:
                 self._hold(_WAKE)
-                if self._is_away:
+                if self._phase is _Phase.ELSEWHERE:
                     return False
             call = self._take()
             if call is _NOTHING:
@@ -333,6 +346,8 @@ class HostedActor:
         except trio.Cancelled:
             raise
         except BaseException as error:  # whatever the user's code raises is the answer
+            if is_cancellation(error):
+                raise
             mention_trio(error)
             answer = _described(error)
         finally:

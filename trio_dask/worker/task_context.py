@@ -149,18 +149,19 @@ class Slots(Protocol):
 
 
 class TaskContext:
-    """One run in one slot, from the moment the slot took it.
+    """One run in one slot, from the moment the slot took it; or code of an actor, which has no slot.
 
-    `slot` is None while the run has seceded. `started_at` is infinite while it waits for memory, or its turn, to start.
+    `slot` is None while the run has seceded, too. `started_at` is infinite while it waits, for memory or its turn, to
+    start.
     """
 
     __slots__ = ("_on_cancel", "cancelled", "has_memory", "run", "slot", "slots", "started_at", "turn", "worker")
 
-    def __init__(self, run: Run, worker: WorkerHandle, slots: Slots, slot: int) -> None:
+    def __init__(self, run: Run, worker: WorkerHandle, slots: Slots, slot: int | None) -> None:
         self.run = run
         self.worker = worker
         self.slots = slots
-        self.slot: int | None = slot
+        self.slot = slot
         self.started_at = perf_counter()
         self.cancelled = False
         self.has_memory = False

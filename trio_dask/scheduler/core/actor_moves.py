@@ -33,8 +33,8 @@ def hosted_actors(worker: Worker) -> list[Task]:
     return [task for task in worker.holds if task.is_home_of_actor(worker)]
 
 
-def refuse_to_move(state: State, worker: Worker, staying: Iterable[Worker]) -> str:
-    """Which actor of this worker none of those `staying` may have, if there is one; else the empty text."""
+def why_actors_stay(state: State, worker: Worker, staying: Iterable[Worker]) -> str:
+    """Why an actor of this worker cannot move: none of those `staying` may have it. Empty if each can."""
     for task in hosted_actors(worker):
         if not _candidates(task, [other for other in staying if takes_copies(other)]):
             return _refusal(worker, task, NOWHERE)

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
-from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.state import DEFAULT_OPTIONS, Client, Queue, State, Task, TaskOptions, Worker
 from trio_dask.scheduler.core.task_states import Erred, InMemory, Processing, Waiting
 
@@ -111,7 +110,7 @@ def _task(state: State, task: Task) -> dict[str, Any]:
         "state": task.phase.state,
         "function": None if task.function is None else task.function.digest.hex(),
         "usual_s": None if task.function is None else task.function.expected_s,
-        "submission": task.priority & (1 << PRIORITY_BITS) - 1,
+        "submission": task.submission,
         "options": _options(task.options),
         "clients": [client.incarnation for peer in task.wanted if (client := state.clients.get(peer)) is not None],
         "dependencies": [needed.key for needed in task.dependencies[:MOST_NAMED]],

@@ -64,14 +64,14 @@ def _run_finished(state: State, worker: Worker, message: m.RunFinished) -> None:
     if task.function is not None:
         update_duration(state, task.function, message.duration_s)
     if state.run_record is not None:
-        _note_run(state, worker, task, message.duration_s, message.nbytes, message.type_name)
+        state.run_record.note(_ran(state, worker, task, message.duration_s, message.nbytes, message.type_name))
     task_transitions.finish(state, task, worker, message.nbytes, message.type_name, message.value)
 
 
-def _note_run(state: State, worker: Worker, task: Task, duration_s: float, nbytes: int, type_name: str) -> None:
-    if state.run_record is not None:
-        at = state.now + state.settings.unix_offset_s
-        state.run_record.note(Ran(at, worker.info.address, task.key, duration_s, nbytes, type_name, task.options.span))
+def _ran(state: State, worker: Worker, task: Task, duration_s: float, nbytes: int, type_name: str) -> Ran:
+    """A run that ends now."""
+    at = state.now + state.settings.unix_offset_s
+    return Ran(at, worker.info.address, task.key, duration_s, nbytes, type_name, task.options.span)
 
 
 def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
@@ -79,7 +79,7 @@ def _run_failed(state: State, worker: Worker, message: m.RunFailed) -> None:
     if task is None:
         return
     if state.run_record is not None:
-        _note_run(state, worker, task, message.duration_s, 0, "")
+        state.run_record.note(_ran(state, worker, task, message.duration_s, 0, ""))
     if message.kind == "reschedule":
         keep_off(state, task, worker)
         task_transitions.requeue(state, task, f"{worker.info.name} rescheduled it")
@@ -260,30 +260,34 @@ def _fetch_failed(state: State, client: Client, message: m.FetchFailed) -> None:
 
 
 def _query(state: State, client: Client, message: m.Query) -> None:
-    if message.what == "wait_for_workers":
-        if len(message.arguments) != 1 or not message.arguments[0].isdecimal():
-            raise ProtocolError(f"wait_for_workers takes a number of workers, not {message.arguments!r}")
-        goal = WorkerCount(int(message.arguments[0]))
-        state.pending.add(PendingRequest(client.peer, message.request, goal))
-        return
-    if message.what == "ready_workers":
-        setting_up = [worker for worker in workers_named(state, message.arguments) if worker.setting_up]
-        ready = WorkersReady(setting_up, partial(answer, state, "scheduler_info", message.arguments))
-        state.pending.add(PendingRequest(client.peer, message.request, ready))
-        return
-    if message.what == "task_stream":
-        record = state.run_record or RunRecord()
-        runs = record.between(message.arguments)
-        record.clients[client.peer] = None
-        state.run_record = record
-        state.send(client.peer, m.Reply(message.request, runs))
-        return
-    if message.what == "explain":
-        place(state)  # what has come together with the question
-    if message.what in ("logs", "versions", "profile"):
-        state.requests.append(ServiceQuestion(client.peer, message.request, message.what, message.arguments))
-        return
-    state.send(client.peer, m.Reply(message.request, answer(state, message.what, message.arguments)))
+    """Answer a question: at once, or later, when workers are there or the service has answered."""
+    request, what, arguments = message
+    match what:
+        case "wait_for_workers":
+            if len(arguments) != 1 or not arguments[0].isdecimal():
+                raise ProtocolError(f"wait_for_workers takes a number of workers, not {arguments!r}")
+            state.pending.add(PendingRequest(client.peer, request, WorkerCount(int(arguments[0]))))
+        case "ready_workers":
+            setting_up = [worker for worker in workers_named(state, arguments) if worker.setting_up]
+            ready = WorkersReady(setting_up, partial(answer, state, "scheduler_info", arguments))
+            state.pending.add(PendingRequest(client.peer, request, ready))
+        case "logs" | "versions" | "profile":
+            state.requests.append(ServiceQuestion(client.peer, request, what, arguments))
+        case "task_stream":
+            state.send(client.peer, m.Reply(request, _task_stream(state, client, arguments)))
+        case _:
+            if what == "explain":
+                place(state)  # what has come together with the question
+            state.send(client.peer, m.Reply(request, answer(state, what, arguments)))
+
+
+def _task_stream(state: State, client: Client, times: tuple[str, ...]) -> list[Ran]:
+    """The runs between two times. From the first question on, runs are noted for this client."""
+    record = state.run_record or RunRecord()
+    runs = record.between(times)
+    record.clients[client.peer] = None
+    state.run_record = record
+    return runs
 
 
 def _restart(state: State, client: Client, message: m.Restart) -> None:
@@ -306,9 +310,9 @@ def restart(state: State, text: str) -> dict[str, bool]:
 
 
 def _restart_workers(state: State, client: Client, message: m.RestartWorkers) -> None:
-    chosen, unknown = retirement.select(state, message.workers)
-    if unknown:
-        state.send(client.peer, m.Reply(message.request, {"refused": f"there is no worker {unknown!r}"}))
+    chosen = retirement.select(state, message.workers)
+    if isinstance(chosen, str):
+        state.send(client.peer, m.Reply(message.request, {"refused": chosen}))
         return
     names = _begin_afresh(state, chosen, f"restarted by client {client.name}")
     _await_workers(state, client, message.request, names)

@@ -7,20 +7,16 @@ are released without a look at it, and now and then for all.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import Reply, SetMetadata
-from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.state import Client, State, Task
 from trio_dask.scheduler.core.task_states import FORGOTTEN, Erred, InMemory
 
 Tree: TypeAlias = "dict[str, Any]"
 """Trees, and leaves: tuples of the frames of a pickle."""
-
-_SUBMISSION: Final = (1 << PRIORITY_BITS) - 1
-"""The part of a task's priority that says when it was submitted."""
 
 
 def set_metadata(state: State, client: Client, message: SetMetadata) -> None:
@@ -78,7 +74,7 @@ def tasks_since(state: State, arguments: tuple[str, ...]) -> dict[Key, tuple[str
     mark = int(arguments[0])
     found: dict[Key, tuple[str, Any, tuple[str, ...]]] = {}
     for task in reversed(state.tasks.values()):
-        if task.priority & _SUBMISSION <= mark:
+        if task.submission <= mark:
             break
         if isinstance(task.phase, InMemory | Erred):
             found[task.key] = task.phase.state, state.metadata.get(task.key, {}), task.options.span

@@ -51,8 +51,6 @@ from trio_dask.scheduler.core.task_states import InMemory, Processing, Waiting
 from trio_dask.scheduler.core.task_transitions import CHAIN_FAN_IN, CHAIN_FAN_OUT, addresses_of, move
 from trio_dask.scheduler.core.worker_states import HERE, Away
 
-SUBMISSION_MASK: Final = (1 << PRIORITY_BITS) - 1
-
 CHUNK: Final = 32
 """Consecutive root tasks that go to one worker, so that siblings meet there."""
 
@@ -185,7 +183,7 @@ def assign(state: State, task: Task, worker: Worker, missing: int) -> None:
     options = task.options
     extra, priority = _PLAIN, task.priority
     if options is not DEFAULT_OPTIONS or task.history is not None:
-        extra, priority = _extra(task), priority & SUBMISSION_MASK
+        extra, priority = _extra(task), task.submission
     for name, amount in options.resources:
         worker.available[name] -= amount
     inputs: tuple[tuple[str, tuple[str, ...] | bytes], ...] = ()

@@ -22,7 +22,7 @@ from trio_dask.protocol.messages import (
     TearDownPlugin,
     UnregisterPlugin,
 )
-from trio_dask.scheduler.core.state import Client, LogLine, Order, Plugin, State, Worker
+from trio_dask.scheduler.core.state import Client, LogLine, Plugin, PluginOrder, State, Worker
 from trio_dask.scheduler.core.worker_transitions import set_capacity
 
 WORKER: Final = "worker"
@@ -50,7 +50,7 @@ def register(state: State, client: Client, message: RegisterPlugin) -> None:
         if old is not None:
             state.send(peer, TearDownPlugin(old.id))
         state.send(peer, SetUpPlugin(plugin.id, plugin.name, plugin.data))
-    _expect(state, Order(client.peer, message.request, plugin, False, dict.fromkeys(peers), {}))
+    _expect(state, PluginOrder(client.peer, message.request, plugin, False, dict.fromkeys(peers), {}))
 
 
 def unregister(state: State, client: Client, message: UnregisterPlugin) -> None:
@@ -61,7 +61,7 @@ def unregister(state: State, client: Client, message: UnregisterPlugin) -> None:
         state.send(client.peer, Reply(message.request, {"refused": refused}))
         return
     peers = _tear_down(state, plugin)
-    _expect(state, Order(client.peer, message.request, plugin, True, dict.fromkeys(peers), {}))
+    _expect(state, PluginOrder(client.peer, message.request, plugin, True, dict.fromkeys(peers), {}))
 
 
 def client_left(state: State, client: Client) -> None:
@@ -175,12 +175,12 @@ def _tear_down(state: State, plugin: Plugin) -> Iterable[PeerId]:
     return peers
 
 
-def _expect(state: State, order: Order) -> None:
+def _expect(state: State, order: PluginOrder) -> None:
     state.plugin_orders.append(order)
     _answer(state, order)
 
 
-def _answer(state: State, order: Order) -> None:
+def _answer(state: State, order: PluginOrder) -> None:
     """Answer a request if nothing is missing any more."""
     if order.waiting:
         return

@@ -9,7 +9,7 @@ from trio_dask.protocol.messages import Rebalance, Reply
 from trio_dask.scheduler.core.copies import spread, takes_copies
 from trio_dask.scheduler.core.copy_records import Order, Spread
 from trio_dask.scheduler.core.pending_requests import CopiesMade, PendingRequest
-from trio_dask.scheduler.core.retirement import select
+from trio_dask.scheduler.core.retirement import select_or_all
 from trio_dask.scheduler.core.state import Client, State, Task, Worker
 from trio_dask.scheduler.core.task_states import InMemory
 
@@ -18,9 +18,9 @@ NO_LIMIT = 2**31
 
 def rebalance(state: State, client: Client, message: Rebalance) -> None:
     """Move results. The reply follows when the copies are there; the originals go once nothing needs them."""
-    chosen, unknown = select(state, message.workers) if message.workers else (list(state.workers.values()), "")
-    if unknown:
-        state.send(client.peer, Reply(message.request, {"refused": f"there is no worker {unknown!r}"}))
+    chosen = select_or_all(state, message.workers)
+    if isinstance(chosen, str):
+        state.send(client.peer, Reply(message.request, {"refused": chosen}))
         return
     tasks = [task for key in message.keys if (task := state.tasks.get(key)) is not None]
     moves = plan(state, [worker for worker in chosen if takes_copies(worker)], tasks if message.keys else None)

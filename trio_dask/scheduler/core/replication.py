@@ -8,7 +8,7 @@ from trio_dask.protocol.messages import Replicate, Reply
 from trio_dask.scheduler.core.copies import spread, takes_copies
 from trio_dask.scheduler.core.copy_records import Spread
 from trio_dask.scheduler.core.pending_requests import CopiesMade, PendingRequest
-from trio_dask.scheduler.core.retirement import select
+from trio_dask.scheduler.core.retirement import select_or_all
 from trio_dask.scheduler.core.state import Client, State, Worker
 from trio_dask.scheduler.core.task_states import InMemory
 from trio_dask.scheduler.core.worker_states import HERE
@@ -19,9 +19,9 @@ def replicate(state: State, client: Client, message: Replicate) -> None:
 
     Each worker that has a result gives it to `fan_out` others at once, and these do the same as soon as they have it.
     """
-    chosen, unknown = select(state, message.workers) if message.workers else (list(state.workers.values()), "")
-    if unknown:
-        state.send(client.peer, Reply(message.request, {"refused": f"there is no worker {unknown!r}"}))
+    chosen = select_or_all(state, message.workers)
+    if isinstance(chosen, str):
+        state.send(client.peer, Reply(message.request, {"refused": chosen}))
         return
     takers = [worker for worker in chosen if takes_copies(worker)]
     number = min(message.number, len(chosen)) or len(chosen)

@@ -8,13 +8,13 @@ end), or because a client wants it to (`Retire`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from heapq import heapify, heapreplace
 from typing import Final
 
 from trio_dask.ids import PeerId
 from trio_dask.protocol.messages import Drain, Leave, Reply, Retire, ReturnRuns
-from trio_dask.scheduler.core.actor_moves import hosted_actors, move_actors, refuse_to_move
+from trio_dask.scheduler.core.actor_moves import hosted_actors, move_actors, why_actors_stay
 from trio_dask.scheduler.core.copies import order
 from trio_dask.scheduler.core.copy_records import Order
 from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkersGone
@@ -75,30 +75,34 @@ def check_retirements(state: State) -> None:
     for worker, phase in phases:
         if worker.phase is not phase or not isinstance(phase, Retiring):
             continue  # its retirement was called off together with another one
-        retirement = phase.retirement
-        are_moving, refusal = move_actors(state, worker, retirement)
-        if refusal and retirement.reason not in PATIENT and _call_off(state, worker, retirement, refusal):
-            continue
-        if are_moving or (refusal and retirement.reason in PATIENT):
-            continue
-        alone = _held_alone(worker)
-        if (
-            alone
-            and not _have_copied(state, worker, retirement, alone)
-            and (retirement.reason in PATIENT or _call_off(state, worker, retirement, _nowhere(worker, alone)))
-        ):
-            continue
-        if not worker.processing and not any(state.copies.get(task) for task in alone):
-            change_phase(state, worker, Dismissed(retirement))
-            state.send(worker.peer, Leave(retirement.reason, False))
+        if not _is_kept(state, worker, phase.retirement):
+            change_phase(state, worker, Dismissed(phase.retirement))
+            state.send(worker.peer, Leave(phase.retirement.reason, False))
+
+
+def _is_kept(state: State, worker: Worker, retirement: Retirement) -> bool:
+    """Whether anything keeps a retiring worker; what only it holds is sent on its way elsewhere."""
+    are_moving, refusal = move_actors(state, worker, retirement)
+    if (refusal and _stays_for(state, worker, retirement, refusal)) or are_moving:
+        return True
+    alone = _held_alone(worker)
+    has_takers = not alone or _have_copied(state, worker, retirement, alone)
+    if not has_takers and _stays_for(state, worker, retirement, _nowhere(worker, alone)):
+        return True
+    return bool(worker.processing) or any(state.copies.get(task) for task in alone)
+
+
+def _stays_for(state: State, worker: Worker, retirement: Retirement, refusal: str) -> bool:
+    """Whether it stays, as no other can take what it holds: until one can, or (called off) as if it was never to go."""
+    return retirement.reason in PATIENT or _call_off(state, worker, retirement, refusal)
 
 
 def retire(state: State, client: Client, message: Retire) -> None:
     """A client wants workers to leave without a loss."""
     if message.workers:
-        chosen, unknown = select(state, message.workers)
-        if unknown:
-            _refuse(state, client.peer, message.request, f"there is no worker {unknown!r}")
+        chosen = select(state, message.workers)
+        if isinstance(chosen, str):
+            _refuse(state, client.peer, message.request, chosen)
             return
     else:
         ranked = sorted(
@@ -108,7 +112,7 @@ def retire(state: State, client: Client, message: Retire) -> None:
         chosen = [worker for worker in ranked if worker.phase.retirement is None][: max(0, message.number)]
     staying = [worker for worker in state.workers.values() if worker not in chosen and worker.phase.retirement is None]
     for worker in chosen:
-        if refusal := refuse_to_move(state, worker, staying):
+        if refusal := why_actors_stay(state, worker, staying):
             _refuse(state, client.peer, message.request, refusal)
             return
         if not staying and worker.holds:
@@ -120,15 +124,20 @@ def retire(state: State, client: Client, message: Retire) -> None:
             _retire(state, worker, Retirement("it was retired", self_initiated=False))
 
 
-def select(state: State, names: Iterable[str]) -> tuple[list[Worker], str]:
-    """The workers with these names, addresses or hosts, and the first of the names that is none of these."""
+def select(state: State, names: Iterable[str]) -> list[Worker] | str:
+    """The workers with these names, addresses or hosts; or, for a client, which of these names none has."""
     chosen: dict[Worker, None] = {}
     for name in names:
         found = [worker for worker in state.workers.values() if worker.info.is_among((name,))]
         if not found:
-            return [], name
+            return f"there is no worker {name!r}"
         chosen.update(dict.fromkeys(found))
-    return list(chosen), ""
+    return list(chosen)
+
+
+def select_or_all(state: State, names: Collection[str]) -> list[Worker] | str:
+    """The same; all workers if no name is given."""
+    return select(state, names) if names else list(state.workers.values())
 
 
 def _held_alone(worker: Worker) -> list[Task]:

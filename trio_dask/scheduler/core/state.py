@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from trio_dask.ids import Digest, Incarnation, Key, PeerId, RunId, places_of
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Free, Message, Stuck
+from trio_dask.protocol.wire_constants import PRIORITY_BITS
 from trio_dask.scheduler.core.coordination.table import Coordination
 from trio_dask.scheduler.core.copy_records import ActorMove, Copy, MemoryManager, Spread
 from trio_dask.scheduler.core.events import EventRing
@@ -42,6 +43,9 @@ PRUNE_QUEUES_FROM: Final = 1000
 
 RETIREMENT_GAP_S: Final = 0.01
 """The least time between two checks of retiring workers, since each reads all that they hold."""
+
+SUBMISSION_MASK: Final = (1 << PRIORITY_BITS) - 1
+"""The part of a task's priority that says when the task was submitted."""
 
 HEARTBEAT_CHECKS_PER_TTL: Final = 10
 """Checks within the time that a worker may be silent."""
@@ -178,6 +182,11 @@ class Task:
     blobs: tuple[StoredBlob, ...] = ()
     token: bytes = b""
 
+    @property
+    def submission(self) -> int:
+        """Its number among all tasks, in the order in which they were submitted."""
+        return self.priority & SUBMISSION_MASK
+
     def is_home_of_actor(self, worker: Worker) -> bool:
         """Whether the result is an actor that lives on this worker; others have copies of its proxy."""
         return self.options.actor and type(self.phase) is InMemory and self.phase.holders[0] is worker
@@ -195,7 +204,7 @@ class Plugin(NamedTuple):
     data: tuple[bytes, ...]
 
 
-class Order(NamedTuple):
+class PluginOrder(NamedTuple):
     """A request to set up or tear down a plugin, the sessions that have not answered, and the outcomes by address.
 
     An outcome is a pickled exception or None, and its text, which is empty if there was none.
@@ -414,7 +423,7 @@ class State:
         self.sweep_metadata_at = 100
         self.plugins: dict[tuple[str, str], Plugin] = {}
         """By kind and name, in the order in which they are set up."""
-        self.plugin_orders: list[Order] = []
+        self.plugin_orders: list[PluginOrder] = []
         self.last_plugin = 0
         self.clients: dict[PeerId, Client] = {}
         """Clients that are away are among them."""
