@@ -2,7 +2,8 @@
 
 import signal
 import threading
-from typing import Any, Never
+from collections.abc import Callable
+from typing import Any, ClassVar, Never
 
 import pytest
 import trio
@@ -19,7 +20,8 @@ from trio_dask.nanny.service import Nanny
 from trio_dask.nanny.worker_process import Stop
 from trio_dask.processes.exit_report import ChildEnd, LastWords
 from trio_dask.protocol.hello import Hello
-from trio_dask.protocol.messages import Leave, SchedulerStops, WorkerAlive, WorkerExited
+from trio_dask.protocol.messages import Leave, NannyAnswer, NannyCall, SchedulerStops, WorkerAlive, WorkerExited
+from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.scheduler.service import run_scheduler
 
 
@@ -115,6 +117,71 @@ async def test_the_scheduler_can_have_another_worker(autojump_clock: trio.testin
         assert trio.current_time() == began
         death = await nursing.message(WorkerExited)
         assert (death.process, death.planned, death.runs) == (child.token, True, ())
+
+
+def pickled(function: Callable[..., Any], *args: Any) -> tuple[bytes, ...]:
+    return tuple([bytes(frame) for frame in dump_value((function, args, {}))])
+
+
+GO_ON = threading.Event()
+
+
+def block() -> str:
+    assert GO_ON.wait(60)
+    return threading.current_thread().name
+
+
+async def test_a_function_of_a_client_that_blocks_holds_up_nothing(
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
+) -> None:
+    GO_ON.clear()
+    async with nursing.nanny(worker={"memory_limit_bytes": 256 * 2**20}):
+        first = await nursing.child(0)
+        (await nursing.session(0)).send_nowait(NannyCall(7, pickled(block)), flush=True)
+        await trio.sleep(60)
+        assert len(nursing.of(WorkerAlive)) >= 30
+        nursing.memory[first.pid] = 300 * 2**20
+        assert (await nursing.message(WorkerExited)).details["of_memory"]
+        await nursing.child(1)
+        assert not nursing.of(NannyAnswer)
+        autojump_clock.autojump_threshold = 60  # what a thread does takes no virtual time
+        GO_ON.set()
+        answer = await nursing.message(NannyAnswer)
+        assert (answer.number, answer.ok, answer.text) == (7, True, "")
+        assert load_value(answer.data) != threading.current_thread().name
+
+
+class Lasting:
+    """An `async def` function that lasts until it is cancelled."""
+
+    begun: ClassVar[trio.Event]
+    ended: ClassVar[trio.Event]
+
+    @classmethod
+    async def call(cls) -> None:
+        cls.begun.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            cls.ended.set()
+
+
+async def call_lasting() -> None:
+    await Lasting.call()
+
+
+async def test_a_function_of_a_client_ends_with_the_session(
+    autojump_clock: trio.testing.MockClock, nursing: Nursing
+) -> None:
+    Lasting.begun, Lasting.ended = trio.Event(), trio.Event()
+    async with nursing.nanny():
+        first = await nursing.session(0)
+        first.send_nowait(NannyCall(1, pickled(call_lasting)), flush=True)
+        await Lasting.begun.wait()
+        first.abort("the wire was cut")
+        await nursing.session(1)
+        assert Lasting.ended.is_set()
+        assert not nursing.of(NannyAnswer)
 
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "blocked"])

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,3 +156,30 @@ def test_each_program_sets_up_its_module_before_it_works_and_tears_it_down_after
     lines = log.read_text().splitlines()
     assert lines[-1] == "scheduler torn down tcp"
     assert lines.count("nanny torn down tcp") == 2
+
+
+def test_a_client_reads_what_a_module_has_left_with_each_nanny_of_one_process(tmp_path: Path) -> None:
+    (tmp_path / "its.py").write_text("def dask_setup(nanny): nanny.mark = nanny.name or id(nanny)\n")
+    with scheduler(cwd=tmp_path) as boss:
+        address = boss.wait_for("Scheduler at: +(.*)")
+        launcher = ("worker", address, "--nthreads", "1", "--nworkers", "3", "--preload-nanny", "its.py")
+        with program("-m", "trio_dask", *launcher, cwd=tmp_path) as running, Client(address) as client:
+            client.wait_for_workers(3)
+
+            def look(dask_worker: Any) -> tuple[Any, int, int]:
+                return dask_worker.mark, dask_worker.pid, os.getpid()
+
+            found = client.run(look, nanny=True) or {}
+            workers = client.scheduler_info()["workers"]
+            assert {where: pid for where, (_, pid, _) in found.items()} == {
+                where: worker["pid"] for where, worker in workers.items()
+            }
+            assert len({mark for mark, _, _ in found.values()}) == 3
+            (process,) = {process for _, _, process in found.values()}
+            assert process not in {pid for _, pid, _ in found.values()}
+            os.kill(next(iter(workers.values()))["pid"], signal.SIGKILL)
+            until(lambda: len(client.run(look, nanny=True, on_error="ignore") or {}) == 3)
+            again = client.run(look, nanny=True) or {}
+            assert {mark for mark, _, _ in again.values()} == {mark for mark, _, _ in found.values()}
+            assert running.stop(signal.SIGTERM) == 0
+        assert boss.stop(signal.SIGTERM) == 0

@@ -6,7 +6,7 @@ They run in the loop of the client's engine. Their blocking forms and those for 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -26,6 +26,7 @@ from trio_dask.client.call_forms import (
 from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
 from trio_dask.client.futures import BaseFuture
+from trio_dask.client.nanny_calls import Returned, call_nanny, check_nannies, check_size, returned
 from trio_dask.client.nested_futures import all_futures_in, materialize
 from trio_dask.client.option_conflicts import unambiguous
 from trio_dask.client.replicas import rebalance, replicate
@@ -36,7 +37,7 @@ from trio_dask.errors import ClusterError, ProtocolError, UsageError
 from trio_dask.html_cards import SchedulerInfo
 from trio_dask.ids import Key, WorkerName, given_name, name_of, places_of
 from trio_dask.protocol.messages import Call, CallResult, Restart, RestartWorkers, Retire
-from trio_dask.protocol.pickling import dump_value, load_value, rebuild_exception
+from trio_dask.protocol.pickling import dump_value
 
 OnError: TypeAlias = Literal["raise", "return", "ignore"]
 WorkerInfo: TypeAlias = Mapping[str, Any]
@@ -287,12 +288,21 @@ def run(
 ) -> Waiting[dict[str, Any] | None]:
     """Call a function in the process of each worker, outside of its task slots; what it returned, by address.
 
-    `workers` are names or addresses; an empty list means none. What the function raises is raised here; with
-    `on_error="return"` it stands in the result's place, with `"ignore"` such workers are left out. Without `wait`
-    nothing is returned, and errors are logged. A worker that has just begun sets up its plugins first.
+    `async def` functions run under Trio, others in a thread. A parameter `dask_worker` gets the worker, as
+    `get_worker()` gives it in a task. `workers` are names or addresses; an empty list means none. What the function
+    raises is raised here; with `on_error="return"` it stands in the result's place, with `"ignore"` such workers are
+    left out. Without `wait` nothing is returned, and errors are logged. A worker that has just begun sets up its
+    plugins first.
+
+    With `nanny` the function runs in the processes of the workers' nannies, and `dask_worker` is the `NannyHandle` that
+    modules of `--preload-nanny` get; the answers stand by the addresses of the workers all the same. The function with
+    its arguments, and each answer, may have 48 MiB.
+
+    Raises:
+      Exception: what the function raised on a worker, the first of them.
+      ClusterError: a worker, or its nanny, was lost.
+      UsageError: there is no such worker, or it has no nanny.
     """
-    if nanny:
-        raise UsageError("functions run in workers, not in their nannies; leave out nanny=True")
     if not callable(function):
         raise TypeError(f"run() takes a function and its arguments, not {function!r:.60}")
     if on_error not in ("raise", "return", "ignore"):
@@ -300,7 +310,7 @@ def run(
     engine = client.engine
     if workers is not None and not worker_names(workers):
         return Done({})
-    operation = partial(_run, engine, function, args, kwargs, workers, on_error)
+    operation = partial(_run, engine, function, args, kwargs, workers, on_error, in_nannies=nanny)
     if wait:
         return ForCall(engine, operation)
     engine.start(operation)
@@ -317,9 +327,17 @@ async def _run(
     limit_s: float = math.inf,
     *,
     repeatable: bool = False,
+    in_nannies: bool = False,
 ) -> dict[str, Any]:
-    addresses = list(await described_workers(engine, workers, "scheduler_info" if repeatable else "ready_workers"))
+    question = "nannies" if in_nannies else "scheduler_info" if repeatable else "ready_workers"
+    described = await described_workers(engine, workers, question)
+    addresses = list(described)
     frames = [memoryview(frame).cast("B") for frame in dump_value((function, args, dict(kwargs)))]
+    call: Callable[[str], Awaitable[Returned]] = partial(_call_worker, engine, frames, repeatable)
+    if in_nannies:
+        check_nannies(described)
+        check_size(frames)
+        call = partial(call_nanny, engine, tuple(map(bytes, frames)))
     outcomes: dict[str, Any] = {}
     errors: dict[str, BaseException] = {}
 
@@ -327,11 +345,7 @@ async def _run(
         value: Any = None
         raised: BaseException | None = TimeoutError(f"it did not answer within {limit_s:g} s")
         with trio.move_on_after(limit_s):
-            try:
-                use = partial(_call, frames, address)
-                value, raised = await engine.channels.exchange(address, use, repeatable=repeatable)
-            except CHANNEL_FAILURES as error:
-                raised = ClusterError(f"the call could not be made: {failure_text(address, error)}")
+            value, raised = await call(address)
         if raised is None:
             outcomes[address] = value
         else:
@@ -385,21 +399,20 @@ async def described_workers(
     return info
 
 
-async def _call(
-    frames: Sequence[memoryview], address: str, channel: Channel
-) -> tuple[Any, None] | tuple[None, BaseException]:
-    """The value that the function returned, or the exception it raised, apart from failures of the channel."""
+async def _call_worker(engine: Engine, frames: Sequence[memoryview], repeatable: bool, address: str) -> Returned:
+    try:
+        return await engine.channels.exchange(address, partial(_call, frames, address), repeatable=repeatable)
+    except CHANNEL_FAILURES as error:
+        return None, ClusterError(f"the call could not be made: {failure_text(address, error)}")
+
+
+async def _call(frames: Sequence[memoryview], address: str, channel: Channel) -> Returned:
+    """What the function returned or raised, apart from failures of the channel."""
     await channel.send(Call(tuple(map(len, frames))), frames)
     message, result = await channel.receive()
     if not isinstance(message, CallResult):
         raise ProtocolError(f"a call was answered with {type(message).__name__}")
-    try:
-        if message.ok:
-            return load_value(result), None
-        description = bytes(result[0]) if result else None
-        return None, rebuild_exception(description, message.text, key="client.run", worker=address, attempt=1)
-    except Exception as error:  # unpickling runs the user's code; the caller raises or returns its error
-        return None, error
+    return returned(message.ok, message.text, result, address)
 
 
 def run_on_scheduler(client: HasEngine, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Waiting[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 import trio
@@ -25,7 +25,7 @@ from trio_dask.config import WorkerSettings
 from trio_dask.errors import NoScheduler, ProtocolError, RefusedError, UnavailableError, UsageError
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.hello import Hello, Welcome
-from trio_dask.protocol.messages import PluginDone, ToNanny, WorkerAlive, WorkerExited
+from trio_dask.protocol.messages import NannyAnswer, PluginDone, ToNanny, WorkerAlive, WorkerExited
 from trio_dask.retry_policy import WORKERS, RetryPolicy
 from trio_dask.security.cluster_key import ClusterKey
 from trio_dask.security.credentials import Credentials, find_tls
@@ -60,6 +60,7 @@ class SchedulerConnection:
         self._alive = alive
         self._handle = handle
         self._connection: Connection | None = None
+        self._session_nursery: trio.Nursery | None = None
         self._unsent: deque[WorkerExited] = deque(maxlen=MAX_UNSENT)
         self._unsent_answers: list[PluginDone] = []
         self._changed = trio.Event()
@@ -92,6 +93,16 @@ class SchedulerConnection:
             self._unsent_answers.append(message)
         else:
             self._connection.send_nowait(message, flush=True)
+
+    def answer_later(self, compute: Callable[[], Awaitable[NannyAnswer]]) -> None:
+        """Send an answer once it is computed, which the end of this session cancels."""
+        if self._session_nursery is not None:
+            self._session_nursery.start_soon(self._answer, compute)
+
+    async def _answer(self, compute: Callable[[], Awaitable[NannyAnswer]]) -> None:
+        answer = await compute()
+        if self._connection is not None:
+            self._connection.send_nowait(answer, flush=True)
 
     def worker_changed(self) -> None:
         """The nanny has another worker: say at once that it is alive."""
@@ -155,12 +166,13 @@ class SchedulerConnection:
             over = False
             try:
                 async with trio.open_nursery() as nursery:
+                    self._session_nursery = nursery
                     nursery.start_soon(self._report_alive, connection)
                     self._why_away = await self._listen(connection)
                     over = True
                     nursery.cancel_scope.cancel()
             finally:
-                self._connection = None
+                self._connection = self._session_nursery = None
                 self._retries.lost_contact(trio.current_time())
                 if not over:
                     with trio.move_on_after(self._settings.grace_s, shield=True):

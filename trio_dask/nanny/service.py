@@ -3,8 +3,8 @@
     nanny      its own listener, the connection with the scheduler
     └ CHILD    start under a limit ─► watch its memory ─► its end ─► death report ─► pause ─► the next
 
-It shares a Trio loop with other nannies, and runs code of users only as plugins, plain methods in a thread: whatever
-the workers do, it can answer for them.
+It shares a Trio loop with other nannies. Code of users, plugins and what `client.run` calls, runs in threads unless it
+is `async def`: whatever the workers do, a nanny can answer for them.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from trio_dask.config import LEAVING, NannySettings
 from trio_dask.errors import ClusterError, KeptCrashing, NoScheduler, RefusedError, TrioDaskError, UsageError
 from trio_dask.exit_status import ExitStatus
 from trio_dask.ids import new_incarnation
+from trio_dask.nanny.client_calls import ClientCalls
 from trio_dask.nanny.death_report import OomKills, cause_of_death
 from trio_dask.nanny.handle import NannyHandle
 from trio_dask.nanny.restart_policy import (
@@ -52,6 +53,7 @@ from trio_dask.procfs import is_runnable, memory_used
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import (
     Leave,
+    NannyCall,
     PluginsSent,
     SchedulerStops,
     SetUpPlugin,
@@ -128,6 +130,7 @@ class Nanny:
         self.env: dict[str, str] = {}
         """What plugins add to the environment of its processes."""
         self._plugins: PluginHost
+        self._calls: ClientCalls
         self._preparing = trio.CancelScope()
         """In which the plugins are awaited with which it begins."""
         self._moved = trio.Event()
@@ -208,6 +211,9 @@ class Nanny:
     def _plugins_sent(self, message: PluginsSent) -> None:
         self._connection.first_contact.set()
 
+    def _call(self, message: NannyCall) -> None:
+        self._connection.answer_later(partial(self._calls.answer, message))
+
     async def _plugin_changed(self, plugin: Any, is_set_up: bool) -> None:
         """Give a worker that runs already a new process, if the plugin wants that, and wait until it is registered."""
         before = self._current
@@ -232,6 +238,7 @@ class Nanny:
         SetUpPlugin: _set_up_plugin,
         TearDownPlugin: _tear_down_plugin,
         PluginsSent: _plugins_sent,
+        NannyCall: _call,
     }
 
     # ------------------------------------------------------------------------------------------ what it reports
@@ -313,6 +320,7 @@ class Nanny:
                     log.info("Start nanny at: %s", self.control_address)
                 handle = NannyHandle(self)
                 self._plugins = PluginHost(handle, self._connection.tell, log, changed=self._plugin_changed)
+                self._calls = ClientCalls(handle)
                 nursery.start_soon(self._connection.run)
                 async with nullcontext() if self._around is None else self._around(handle):
                     nursery.start_soon(self._plugins.run)

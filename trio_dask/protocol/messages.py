@@ -74,7 +74,7 @@ class Goodbye(NamedTuple):
 @tagged(34)
 class Reply(NamedTuple):
     """The answer to a `Query`, `Restart`, `RestartWorkers`, `Retire`, `Rebalance`, `Replicate`,
-    `ManageMemory`, `Coordinate`, `SetMetadata`, `RegisterPlugin`, `UnregisterPlugin` or `Control`.
+    `ManageMemory`, `Coordinate`, `SetMetadata`, `RegisterPlugin`, `UnregisterPlugin`, `CallNanny` or `Control`.
     """
 
     request: int
@@ -258,7 +258,8 @@ class Query(NamedTuple):
 
     `what` names a row of the table at the end of `scheduler/core/queries.py`; `arguments` (keys, or workers) narrows
     the answer, and empty means all. `wait_for_workers` (a number) is answered once there are as many workers,
-    `ready_workers` like `scheduler_info`, once these workers have set up the plugins with which they began.
+    `ready_workers` like `scheduler_info`, once these workers have set up the plugins with which they began, and
+    `nannies` like it, once the nannies of these workers have sessions, or after a while.
     """
 
     request: int
@@ -401,6 +402,19 @@ class UnregisterPlugin(NamedTuple):
     name: str
 
 
+@tagged(127)
+class CallNanny(NamedTuple):
+    """Call a function in the process of the nanny of the worker at this address (`client.run`).
+
+    `data` are the frames of its pickle. The payload of the `Reply` is a map: `ok`, `text` and `data` as in
+    `NannyAnswer`, or `refused`, a sentence.
+    """
+
+    request: int
+    worker: str
+    data: tuple[bytes, ...]
+
+
 @tagged(131)
 class Subscribe(NamedTuple):
     """The client wants a `TopicEvent` for each event of this topic from now on, or (not `wanted`) no longer.
@@ -441,6 +455,7 @@ FromClient = (
     | SetMetadata
     | RegisterPlugin
     | UnregisterPlugin
+    | CallNanny
     | LogEvent
     | Subscribe
     | Shutdown
@@ -846,8 +861,29 @@ class PluginsSent(NamedTuple):
     """A nanny has been sent all plugins with which it begins; it starts its worker once these are set up."""
 
 
-FromNanny = WorkerAlive | WorkerExited | PluginDone
-ToNanny = Leave | SchedulerStops | SetUpPlugin | TearDownPlugin | PluginsSent
+@tagged(128)
+class NannyCall(NamedTuple):
+    """Call the function of this pickle in this process; `NannyAnswer` answers, with the same `number`.
+
+    A call belongs to the session in which it came: the next one has no answer for it.
+    """
+
+    number: int
+    data: tuple[bytes, ...]
+
+
+@tagged(129)
+class NannyAnswer(NamedTuple):
+    """What the function of a `NannyCall` returned (`ok`) or raised (`text` says what); `data` is its pickle."""
+
+    number: int
+    ok: bool
+    text: str
+    data: tuple[bytes, ...]
+
+
+FromNanny = WorkerAlive | WorkerExited | PluginDone | NannyAnswer
+ToNanny = Leave | SchedulerStops | SetUpPlugin | TearDownPlugin | PluginsSent | NannyCall
 
 
 # ---------------------------------------------------------------------------------------------- programs and scripts

@@ -32,6 +32,9 @@ longest `Fetch`, since no character takes more than 4 bytes, or the sizes of MAX
 MAX_INVENTORY_BYTES: Final = MAX_CONTROL_FRAME * 3 // 4
 """The longest `Inventory` of a worker that comes back: it is one message, and has to fit into a frame."""
 
+MAX_NANNY_CALL_BYTES: Final = MAX_CONTROL_FRAME * 3 // 4
+"""The longest pickle of a function that a nanny is to call, and of its answer: each is one message."""
+
 DIGEST_BYTES: Final = 16
 """The length of a digest; one end writes digests into calls, the other reads them from there."""
 

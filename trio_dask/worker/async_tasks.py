@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import trio
 
 from trio_dask.errors import TaskCancelled
-from trio_dask.worker.error_text import is_cancellation, mention_trio
+from trio_dask.protocol.error_text import is_cancellation, mention_trio
 from trio_dask.worker.task_context import TaskContext, enter
 
 

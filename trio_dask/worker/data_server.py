@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import inf
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import trio
 
 from trio_dask.comm import DataChannel
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
-from trio_dask.protocol.introspection import has_parameter
+from trio_dask.plugins.function_calls import FunctionCalls
+from trio_dask.protocol.error_text import describe_failure
 from trio_dask.protocol.messages import Absent, ActorCall, Call, CallResult, Fetch, Put, PutDone, Value
-from trio_dask.protocol.pickling import dump_value, load_value
 from trio_dask.worker.actor_calls import ActorCalls
 from trio_dask.worker.core.held_keys import Held
-from trio_dask.worker.error_text import describe_failure, mention_trio
 from trio_dask.worker.hosted_actors import HostedActors
 from trio_dask.worker.memory_monitor import MemoryMonitor
 from trio_dask.worker.result_store import Frames, ResultStore
@@ -30,9 +27,6 @@ BIG_BYTES = 2**20
 MAX_SENDS = 16
 MAX_SEND_BYTES = 512 * 2**20
 SENDS_SHARE = 0.1
-MAX_CALLS = 40
-
-_T = TypeVar("_T")
 
 
 class DataServer:
@@ -55,12 +49,11 @@ class DataServer:
         self._store = store
         self._held = held
         self._keep = keep
-        self._worker = worker
         self._actors = HostedActors() if actors is None else actors
         limit = inf if memory is None else SENDS_SHARE * memory.limits.limit
         self._sends = TransferLimit(MAX_SENDS, int(min(MAX_SEND_BYTES, limit)))
         self._room = None if memory is None else memory.room
-        self._calls = trio.CapacityLimiter(MAX_CALLS)
+        self._calls = FunctionCalls(worker)
 
     async def handle(self, channel: DataChannel) -> None:
         """Answer requests, one after the other, until the peer leaves.
@@ -102,7 +95,7 @@ class DataServer:
             await channel.send(Absent(message.key, "this worker has no scheduler at the moment"))
 
     async def _call(self, channel: DataChannel, message: Call, buffers: Frames) -> None:
-        ok, text, frames = await self._run_call(buffers)
+        ok, text, frames = await self._calls.call(buffers)
         await channel.send(CallResult(ok, text, _sizes(frames)), frames)
 
     async def _call_actor(self, channel: DataChannel, message: ActorCall, buffers: Frames) -> None:
@@ -153,52 +146,6 @@ class DataServer:
                 return Absent(key, "")  # it was on disk, and is gone from there
             return Absent(key, describe_failure(error)[1])
 
-    async def _run_call(self, frames: Frames) -> _Outcome:
-        """Call a function outside of the slots: `async def` under Trio, others in a thread."""
-        outcome = await self._in_thread(partial(_load_and_call, frames, self._worker))
-        if not isinstance(outcome, partial):
-            return outcome
-        try:
-            value = await outcome()
-        except trio.Cancelled:
-            raise
-        except BaseException as error:  # whatever the user's function raises is its result
-            mention_trio(error)
-            return _describe(error)
-        return await self._in_thread(partial(_dump, value))
 
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._calls)
-
-
-_Outcome = tuple[bool, str, Frames]
-"""The fields of a `CallResult`, and what follows it."""
-
-
-def _load_and_call(frames: Frames, worker: WorkerHandle) -> _Outcome | partial[Awaitable[Any]]:
-    """Call a function; one that is `async def` is returned instead, with its arguments."""
-    try:
-        function, args, kwargs = load_value(frames)
-        if "dask_worker" not in kwargs and has_parameter(function, "dask_worker"):
-            kwargs = {**kwargs, "dask_worker": worker}
-        if inspect.iscoroutinefunction(function):
-            return partial(function, *args, **kwargs)
-        return _dump(function(*args, **kwargs))
-    except BaseException as error:  # it runs in a thread of its own, which must not end the worker
-        return _describe(error)
-
-
-def _dump(value: Any) -> _Outcome:
-    try:
-        return True, "", dump_value(value)
-    except BaseException as error:  # pickling runs the user's code
-        return _describe(error)
-
-
-def _describe(error: BaseException) -> _Outcome:
-    description, text = describe_failure(error)
-    return False, text, [] if description is None else [description]
-
-
-def _sizes(frames: Frames) -> tuple[int, ...]:
+def _sizes(frames: Sequence[Any]) -> tuple[int, ...]:
     return tuple(frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames)

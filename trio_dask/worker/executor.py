@@ -26,6 +26,7 @@ from trio_dask.errors import Reschedule, TaskCancelled
 from trio_dask.hooks import hooks
 from trio_dask.ids import Digest, Key
 from trio_dask.protocol.changing_code import changes_given
+from trio_dask.protocol.error_text import describe_failure, mention_loading, sendable
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickled_calls import CHANGES, COMPUTED, WITHOUT_DEFINITIONS, form_of
@@ -37,7 +38,6 @@ from trio_dask.protocol.wire_constants import SMALL_VALUE_BYTES
 from trio_dask.worker import forwarded_output
 from trio_dask.worker.async_tasks import AsyncCall, raiser, run_async
 from trio_dask.worker.core.ready_queue import ReadyQueue
-from trio_dask.worker.error_text import describe_failure, mention_loading, sendable
 from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.result_store import load_frames
 from trio_dask.worker.running_table import RunningTable

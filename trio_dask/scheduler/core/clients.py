@@ -18,7 +18,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import PeerId
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import Blob, KeyReady, Message, Received, Submit, SubmitGraph
-from trio_dask.scheduler.core import plugins
+from trio_dask.scheduler.core import nanny_calls, plugins
 from trio_dask.scheduler.core.blobs import unreference
 from trio_dask.scheduler.core.coordination.handlers import client_left
 from trio_dask.scheduler.core.events import ClientRemoved
@@ -51,6 +51,7 @@ def remove_client(state: State, client: Client) -> None:
     state.pending.client_left(client.peer)
     client_left(state, client)
     plugins.client_left(state, client)
+    nanny_calls.client_left(state, client)
     state.topics.client_left(client.peer)
     if state.run_record is not None:
         state.run_record.clients.pop(client.peer, None)

@@ -74,6 +74,9 @@ def check(state: State) -> None:
     for task, spreads in state.spreads.items():
         assert task in state.copies, f"{task} is to be copied, and no copy is under way"
         assert all(spread.targets and spread.goal.open for spread in spreads), f"copies of {task} are over"
+    for call in state.nanny_calls.values():
+        assert call.nanny in state.nannies, f"the nanny of {call.worker} runs a function and has no session"
+        assert call.client in state.clients, f"the nanny of {call.worker} runs a function for a client that has left"
     for group in (state.index.idle, state.index.has_capacity, state.index.overloaded):
         for worker in group:
             assert worker.phase is HERE, f"{worker} is to be given work"

@@ -18,6 +18,7 @@ from trio_dask.scheduler.core import (
     clients,
     copies,
     memory_manager,
+    nanny_calls,
     plugins,
     rebalancing,
     reconnect,
@@ -31,7 +32,14 @@ from trio_dask.scheduler.core.blobs import forget_blobs, receive
 from trio_dask.scheduler.core.coordination.handlers import coordinate, end_request
 from trio_dask.scheduler.core.estimates import note_bandwidth, update_duration
 from trio_dask.scheduler.core.metadata import set_metadata
-from trio_dask.scheduler.core.pending_requests import PendingRequest, WorkerCount, WorkersBack, WorkersReady
+from trio_dask.scheduler.core.pending_requests import (
+    NanniesThere,
+    PendingRequest,
+    WorkerCount,
+    WorkersBack,
+    WorkersReady,
+    lacks_nanny,
+)
 from trio_dask.scheduler.core.placement import keep_off, place
 from trio_dask.scheduler.core.queries import answer, workers_named
 from trio_dask.scheduler.core.run_record import Ran, RunRecord
@@ -51,6 +59,10 @@ from trio_dask.scheduler.core.task_states import RELEASED, Erred, Failure, InMem
 from trio_dask.scheduler.core.topic_handlers import log_event, subscribe
 from trio_dask.scheduler.core.work_stealing import hand_over
 from trio_dask.scheduler.core.worker_states import Away
+
+NANNY_WAIT_S: Final = 10.0
+"""How long a question about nannies waits for those that are about to connect, for the first time or again."""
+
 
 # ------------------------------------------------------------------------------------------------- from workers
 
@@ -271,6 +283,10 @@ def _query(state: State, client: Client, message: m.Query) -> None:
             setting_up = [worker for worker in workers_named(state, arguments) if worker.setting_up]
             ready = WorkersReady(setting_up, partial(answer, state, "scheduler_info", arguments))
             state.pending.add(PendingRequest(client.peer, request, ready))
+        case "nannies":
+            lonely = [worker for worker in workers_named(state, arguments) if lacks_nanny(state, worker)]
+            there = NanniesThere(lonely, partial(answer, state, "scheduler_info", arguments))
+            state.pending.add(PendingRequest(client.peer, request, there, state.now + NANNY_WAIT_S))
         case "logs" | "versions" | "profile":
             state.requests.append(ServiceQuestion(client.peer, request, what, arguments))
         case "task_stream":
@@ -386,6 +402,7 @@ FROM_CLIENT: Final[dict[type[Any], Callable[[State, Client, Any], None]]] = {
     m.SetMetadata: set_metadata,
     m.RegisterPlugin: plugins.register,
     m.UnregisterPlugin: plugins.unregister,
+    m.CallNanny: nanny_calls.call,
     m.LogEvent: log_event,
     m.Subscribe: subscribe,
     m.Shutdown: _shutdown,
@@ -394,4 +411,5 @@ FROM_NANNY: Final[dict[type[Any], Callable[[State, PeerId, Any], None]]] = {
     m.WorkerAlive: reconnect.nanny_heartbeat,
     m.WorkerExited: reconnect.worker_exited,
     m.PluginDone: plugins.nanny_done,
+    m.NannyAnswer: nanny_calls.answer,
 }

@@ -39,6 +39,17 @@ class WorkersReady(NamedTuple):
         return None if busy and not late else self.ask()
 
 
+class NanniesThere(NamedTuple):
+    """Wait until the nannies of these workers have sessions, or these workers are lost; then `ask`."""
+
+    lonely: list[Worker]
+    ask: Callable[[], Any]
+
+    def answer(self, state: State, *, late: bool) -> Any:
+        """The answer to the question; None while a nanny is missing."""
+        return self.ask() if late or not any(lacks_nanny(state, worker) for worker in self.lonely) else None
+
+
 class WorkersBack(NamedTuple):
     """Wait until workers with these names have begun new sessions.
 
@@ -82,7 +93,14 @@ class CopiesMade:
         return {"missing": tuple(self.missing)} if late or not self.open else None
 
 
-Goal: TypeAlias = WorkerCount | WorkersReady | WorkersBack | WorkersGone | CopiesMade
+Goal: TypeAlias = WorkerCount | WorkersReady | NanniesThere | WorkersBack | WorkersGone | CopiesMade
+
+
+def lacks_nanny(state: State, worker: Worker) -> bool:
+    """Whether a worker that has a session has a nanny that has none, and may have one soon."""
+    process = worker.info.process
+    is_here = state.workers.get(worker.peer) is worker and worker.phase.retirement is None
+    return is_here and bool(process) and process not in state.nanny_of
 
 
 class PendingRequest(NamedTuple):
@@ -126,6 +144,10 @@ class PendingRequests:
 
     def worker_ready(self) -> None:
         """A worker has set up its plugins."""
+        self.due_at = -_NEVER
+
+    def nanny_joined(self) -> None:
+        """A nanny has told which process it has."""
         self.due_at = -_NEVER
 
     def client_left(self, client: PeerId) -> None:

@@ -16,6 +16,7 @@ from trio_dask.ids import Incarnation, Key, PeerId, RunId
 from trio_dask.parsing import counted
 from trio_dask.protocol.hello import Hello
 from trio_dask.protocol.messages import CancelRuns, Free, Inventory, SettleActor, WorkerAlive, WorkerExited
+from trio_dask.scheduler.core import nanny_calls
 from trio_dask.scheduler.core.retirement import begin_retiring
 from trio_dask.scheduler.core.state import ClosePeer, LogLine, State, Worker, WorkerInfo
 from trio_dask.scheduler.core.task_states import InMemory, Processing
@@ -178,6 +179,7 @@ def remove_nanny(state: State, peer: PeerId) -> None:
     """A nanny has left. Its worker stays, and gives its signs of life alone."""
     _note_process(state, peer, "")
     del state.nannies[peer]
+    nanny_calls.nanny_left(state, peer)
 
 
 def nanny_heartbeat(state: State, peer: PeerId, message: WorkerAlive) -> None:
@@ -208,3 +210,4 @@ def _note_process(state: State, peer: PeerId, process: str) -> None:
         state.nannies[peer] = process
         if process:
             state.nanny_of[process] = peer
+            state.pending.nanny_joined()

@@ -218,6 +218,15 @@ class PluginOrder(NamedTuple):
     outcomes: dict[str, tuple[bytes | None, str]]
 
 
+class NannyCall(NamedTuple):
+    """A function that a nanny runs for a client; `worker` is the address by which the client named the nanny."""
+
+    client: PeerId
+    request: int
+    nanny: PeerId
+    worker: str
+
+
 class Queue:
     """Ready tasks with the same demands on a worker, and the workers that meet them."""
 
@@ -425,6 +434,9 @@ class State:
         """By kind and name, in the order in which they are set up."""
         self.plugin_orders: list[PluginOrder] = []
         self.last_plugin = 0
+        self.nanny_calls: dict[int, NannyCall] = {}
+        """By number: what nannies run for clients."""
+        self.last_nanny_call = 0
         self.clients: dict[PeerId, Client] = {}
         """Clients that are away are among them."""
         self.away_clients: dict[PeerId, Client] = {}
