@@ -132,11 +132,11 @@ async def test_a_blocking_form_is_refused_under_trio() -> None:
 
 
 def test_names_are_plain_values_and_each_is_another_name(client: Client) -> None:
-    names: list[Any] = ["1", 1, 1.0, True, b"1", ("1",), ["1"], ("1", (1, b"x")), "\x001", "\x00b'1'"]
+    names: list[Any] = ["1", 1, 1.0, True, b"1", ("1",), ["1"], ("1", (1, b"x")), "\x001", "\x00b'1'", "f\udcff"]
     for number, name in enumerate(names):
         Variable(name).set(number)
         assert Variable(name).name == name
-    assert [client.submit(lambda name: Variable(name).get(), name).result(PATIENCE_S) for name in names] == [*range(10)]
+    assert [client.submit(lambda name: Variable(name).get(), name).result(PATIENCE_S) for name in names] == [*range(11)]
 
 
 @pytest.mark.parametrize("name", [object(), [object()], {"x": 1}, "x" * 5000, (b"x" * 5000,)])
@@ -646,6 +646,18 @@ def test_several_locks_are_acquired_at_once_or_not_at_all() -> None:
         MultiLock([])
     with pytest.raises(ValueError, match=r"write MultiLock\(\['xy'\]\), or Lock\('xy'\)"):
         MultiLock("xy")
+
+
+@pytest.mark.usefixtures("client")
+def test_names_of_several_locks_are_those_that_a_message_can_carry() -> None:
+    lock = MultiLock(["f\udcff", "f"])
+    with lock:
+        assert lock.locked()
+        assert not MultiLock(["f\udcff"]).acquire(blocking=False)
+    with pytest.raises(UsageError, match="at most 4096"):
+        MultiLock(["x" * 5000])
+    with pytest.raises(UsageError, match="too many"):
+        MultiLock(map(str, range(250_000)))
 
 
 async def test_several_locks_under_trio(async_client: AsyncClient) -> None:

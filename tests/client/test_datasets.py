@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -89,6 +90,17 @@ def test_a_dataset_has_a_name_of_text_numbers_and_tuples(client: Client, name: A
     assert client.get_dataset(name) == "value"
     client.unpublish_dataset(name)
     assert client.get_dataset(name, default=None) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["half a pair: \udcff", "x" * 5000, 2**64, (((((((((1,),),),),),),),),), tuple(range(2000))], ids=ascii
+)
+def test_a_name_that_no_message_can_carry_is_refused(client: Client, name: Any) -> None:
+    future = client.submit(abs, -1)
+    for call in (partial(client.publish_dataset, 1, name=name), partial(client.get_dataset, name)):
+        with pytest.raises(ValueError, match="name"):
+            call()
+    assert future.result() == 1
 
 
 def test_wrong_arguments_are_refused_and_publish_nothing(client: Client) -> None:
@@ -215,6 +227,11 @@ def test_wrong_metadata_is_refused(client: Client) -> None:
     for path in (1, [], ["x"] * 21, ["x", 1]):
         with pytest.raises(ValueError, match="metadata"):
             client.set_metadata(path, 1)
+    with pytest.raises(ValueError, match="cannot be sent"):
+        client.set_metadata("x", {"half a pair: \udcff": 1})
+    with pytest.raises(ValueError, match="one by one"):
+        client.set_metadata("x", {"a": bytes(9 << 20), "b": {"c": bytes(9 << 20)}})
+    assert client.get_metadata("x", default=None) is None
     deep: Any = 1
     for _ in range(30):
         deep = {"x": deep}

@@ -100,6 +100,11 @@ async def test_versions_are_those_of_all_programs_for_both_clients(recwarn: pyte
         assert {str(program) for program in found["workers"].values()} == {str(found["client"])}
         assert found["scheduler"]["packages"]["pytest"] == pytest.__version__
         assert found["scheduler"]["packages"]["no-such-package"] is None
+        with pytest.raises(UsageError, match="the name of a package"):
+            await client.get_versions(packages=["half a pair: \udcff"])
+        with pytest.raises(UsageError, match="ask for fewer"):
+            await client.who_has(["x" * 4000] * 15_000)
+        assert await client.submit(abs, -1) == 1
     assert not [warning for warning in recwarn if "different versions" in str(warning.message)]
 
 

@@ -4,6 +4,7 @@ import os
 import sys
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -171,6 +172,13 @@ def test_what_is_no_plugin_of_a_worker_or_nanny_is_refused(client: Client) -> No
             client.register_plugin(wrong)
     with pytest.raises(ValueError, match="--preload"):
         client.unregister_scheduler_plugin("x")
+    future = client.submit(abs, -1)
+    calls: list[Callable[[str], object]] = [partial(client.register_plugin, Steps()), client.unregister_worker_plugin]
+    for call in calls:
+        for name in ("half a pair: \udcff", "x" * 5000):
+            with pytest.raises(ValueError, match="the name of a plugin"):
+                call(name)
+    assert future.result() == 1
 
 
 def test_a_callback_runs_on_each_worker(client: Client) -> None:

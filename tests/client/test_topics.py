@@ -79,6 +79,23 @@ def test_a_topic_without_a_handler_and_a_handler_that_is_none_are_refused(client
         client.log_event([5], 1)  # type: ignore[list-item]
 
 
+@pytest.mark.parametrize("topic", [5, "half a pair: \udcff", "x" * 5000])
+def test_what_no_message_can_carry_is_no_topic_and_leaves_the_session_alone(client: Client, topic: Any) -> None:
+    future = client.submit(abs, -1)
+    for call in (
+        client.get_events,
+        lambda name: client.subscribe_topic(name, print),
+        lambda name: client.log_event([name], 1),
+    ):
+        with pytest.raises(UsageError, match="the name of a topic"):
+            call(topic)
+    if isinstance(topic, str):
+        for forward in (client.forward_logging, client.unforward_logging):
+            with pytest.raises(UsageError, match="the name of a topic"):
+                forward(topic)
+    assert future.result() == 1
+
+
 async def test_async_handlers_run_one_after_the_other_and_what_they_raise_is_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -248,6 +248,20 @@ def test_parallel_lists_that_are_too_long_are_refused_before_they_are_sent() -> 
         encode([Submit(b"", keys, (b"",) * len(keys), (), (), (), {})])
 
 
+@pytest.mark.parametrize(
+    "payload", [(bytes(2**22),), ("done", ((),) * (wire_constants.MAX_ITEMS + 1)), {"x": [0] * 2**21}]
+)
+def test_in_place_of_an_answer_that_no_message_can_carry_goes_one_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, payload: object
+) -> None:
+    """Else a question would end the scheduler that answers it, or the session that asked."""
+    monkeypatch.setattr(codec, "_MAX_ROW", 2**22)
+    first, answer, last = decode(encode([Reply(1, "a"), Reply(2, payload), Reply(3, bytes(2**21))]), TO_CLIENT)
+    assert (first, last) == (Reply(1, "a"), Reply(3, bytes(2**21)))
+    assert isinstance(answer, Reply)
+    assert (answer.request, answer.payload[0]) == (2, wire_constants.TOO_LONG)
+
+
 def test_a_message_larger_than_a_frame_is_refused_before_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "_MAX_ROW", 2**21)
     with pytest.raises(SerializationError, match="larger than a frame"):

@@ -13,7 +13,7 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.hello import Hello
-from trio_dask.scheduler.core.coordination import table
+from trio_dask.scheduler.core.coordination import queue, table
 from trio_dask.scheduler.core.coordination.datasets import Datasets
 from trio_dask.scheduler.core.coordination.event import Event
 from trio_dask.scheduler.core.coordination.multi_lock import MultiLocks
@@ -575,6 +575,31 @@ def test_an_unknown_operation_is_refused_and_changes_nothing(kind: str) -> None:
     with pytest.raises(ProtocolError, match="no such"):
         coordination.begin(Request(PeerId(1), 1), kind, "x", "explode", (1,))
     assert len(coordination) == 0
+
+
+def values(effects: Effects) -> Any:
+    """Of the last answer."""
+    answer = effects[-1]
+    assert isinstance(answer, Answer)
+    return answer.value
+
+
+def test_a_batch_of_many_small_values_and_long_keys_fits_into_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left is the next batch."""
+    monkeypatch.setattr(queue, "LARGEST_BATCH_BYTES", 64 * 2**10)
+    effects: Effects = []
+    many = Queue(effects)
+    for number in range(3000):
+        many.handle(Request(PeerId(1), number), "put", (((b"x",), ()), 0, True))
+    many.handle(Request(PeerId(2), 1), "get_all", ())
+    assert 500 < len(values(effects)) < 1100
+    many.handle(Request(PeerId(2), 2), "get", (1, True))
+    for number in range(3000, 3100):
+        many.handle(Request(PeerId(1), number), "put", (((b"x",), ("k" * 4096,)), 0, True))
+    for number in range(3, 9):
+        many.handle(Request(PeerId(2), number), "get_all", ())
+        assert len(values(effects)) < 1100
+    assert sum(len(item.keys) for item in values(effects)) < 10
 
 
 def test_a_waiter_hears_of_what_another_client_does() -> None:

@@ -15,9 +15,12 @@ import trio
 from tests.worker.kit import PATIENCE_S, Ref, Session, ask, call, open_data, open_scheduler, open_worker, put
 from trio_dask.comm.transport import ConnectionLost
 from trio_dask.errors import RemoteError
+from trio_dask.ids import RunId
 from trio_dask.protocol import data_link, pickled_values
 from trio_dask.protocol.messages import (
     Absent,
+    ActorCall,
+    ActorMoved,
     CancelRuns,
     Fetch,
     Free,
@@ -293,5 +296,15 @@ async def test_nonsense_on_the_data_plane_ends_that_channel_alone() -> None:
         with pytest.raises((trio.EndOfChannel, ConnectionLost)), trio.fail_after(PATIENCE_S):
             await ask(channel, PutDone("x", 1))
         channel.abort()
+        async with await open_data(session.address) as other:
+            assert await call(other, abs, -1) == 1
+
+
+async def test_a_caller_of_actors_that_leaves_ends_its_channel_alone() -> None:
+    """So it is when its process is killed while it waits for nothing: the system closes the connection in order."""
+    async with open_worker() as session:
+        async with await open_data(session.address) as channel:
+            answer, _ = await ask(channel, ActorCall(1, "nobody", RunId(1), "method", ()))
+            assert answer == ActorMoved("nobody", RunId(1))
         async with await open_data(session.address) as other:
             assert await call(other, abs, -1) == 1

@@ -10,9 +10,14 @@ from trio_dask.client.call_forms import CallForms, Waiting, awaitable, blocking
 from trio_dask.client.coordination.requests import ForAnswer, Primitive, RequestId, ask
 from trio_dask.client.coordination.values import Item, forget, item_for, values_of
 from trio_dask.errors import UsageError
+from trio_dask.parsing import checked_text
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 
 REQUIRED: Final[Any] = object()
 """The default of a call that has no default: what is not there is an error."""
+
+LARGEST_DEPTH: Final = 8
+"""Of tuples in tuples, in the name of a dataset."""
 
 MOST_TOGETHER_BYTES: Final = 32 * 2**20
 """The most that one message publishes."""
@@ -123,10 +128,20 @@ def unpublish_dataset(client: Any, /, name: Any) -> Waiting[None]:
 
 def _checked(name: Any) -> Any:
     """The name of a dataset. Raises `UsageError` for what cannot be one."""
-    if isinstance(name, tuple):
-        return tuple(map(_checked, cast("tuple[object, ...]", name)))
-    if not isinstance(name, str | bytes | int | float) or name != name:
+    checked = _plain(name, LARGEST_DEPTH)
+    checked_text("the name of a dataset", repr(checked), MAX_KEY_LENGTH)
+    return checked
+
+
+def _plain(name: Any, depth: int) -> Any:
+    if isinstance(name, tuple) and depth:
+        return tuple([_plain(part, depth - 1) for part in cast("tuple[object, ...]", name)])
+    if isinstance(name, str):
+        return checked_text("the name of a dataset", name, MAX_KEY_LENGTH)
+    if not isinstance(name, bytes | int | float) or name != name:
         raise UsageError(f"the name of a dataset is text, a number, or a tuple of these, not {name!r:.60}")
+    if isinstance(name, int) and not -(2**63) <= name < 2**64:
+        raise UsageError("a number that is the name of a dataset has at most 64 bits")
     return name
 
 

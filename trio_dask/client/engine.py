@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
-from typing import Any, Concatenate, ParamSpec
+from typing import Any, Concatenate, Final, ParamSpec
 
 from trio_dask.client.actor_lines import ActorLines, BothWays
 from trio_dask.client.core.client import OnReply
@@ -30,7 +30,7 @@ from trio_dask.client.shared_state import Closed, Connected, Dial, Phase, Shared
 from trio_dask.client.topic_handlers import TopicHandlers
 from trio_dask.client.wait_signals import PendingReply, SettleWaiter, ThreadSignal, TrioSignal, ValueReader
 from trio_dask.client.worker_channels import WorkerChannels
-from trio_dask.errors import KeyConflict
+from trio_dask.errors import KeyConflict, UsageError
 from trio_dask.hooks import hooks
 from trio_dask.ids import Incarnation, Key
 from trio_dask.protocol.messages import Message, Query
@@ -38,6 +38,10 @@ from trio_dask.protocol.pickling import PickledFunction, load_value
 from trio_dask.security.credentials import NO_CREDENTIALS
 
 _P = ParamSpec("_P")
+
+LARGEST_QUESTION_BYTES: Final = 48 * 2**20
+ARGUMENT_BYTES: Final = 64
+"""What each argument of a question counts beside its text; so there are no more of them than a list may have."""
 
 loading: ContextVar[Engine | None] = ContextVar("trio_dask client that unpickles", default=None)
 """While a value is unpickled: the client that futures inside it belong to."""
@@ -315,8 +319,15 @@ class Engine:
             loading.reset(before)
 
     async def ask(self, what: str, arguments: Iterable[str] = ()) -> Any:
-        """Put a question to the scheduler and return its answer. From any Trio loop."""
-        return await self.request(Query, what, tuple(arguments))
+        """Put a question to the scheduler and return its answer. From any Trio loop.
+
+        Raises `UsageError` if the arguments, or the answer, are more than a message can carry.
+        """
+        given = tuple(arguments)
+        nbytes = sum([len(argument.encode()) + ARGUMENT_BYTES for argument in given])
+        if nbytes > LARGEST_QUESTION_BYTES:
+            raise UsageError(f"{len(given)} keys are too many for one question: ask for fewer")
+        return await self.request(Query, what, given)
 
     def cancel_all(self, text: str) -> None:
         """Cancel every future of this client."""

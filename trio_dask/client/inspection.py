@@ -22,9 +22,11 @@ from trio_dask.comm.addresses import parse_address
 from trio_dask.comm.endpoint import Endpoint
 from trio_dask.errors import TrioDaskError, UsageError
 from trio_dask.ids import Key
+from trio_dask.parsing import checked_text
 from trio_dask.processes.recent_lines import recent_lines
 from trio_dask.processes.versions import versions
 from trio_dask.protocol.link import DEFAULT_LIMITS
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 
 Lines = Sequence[tuple[str, str]]
 
@@ -110,7 +112,7 @@ async def get_versions(engine: Engine, check: bool = False, packages: Collection
       check: warn of packages with different versions.
       packages: more of them, by the names under which they are installed.
     """
-    names = tuple(packages or ())
+    names = tuple([checked_text("the name of a package", str(name), MAX_KEY_LENGTH) for name in packages or ()])
     found: dict[str, Any] = {
         "scheduler": await engine.ask("versions", names),
         "workers": await call_workers(engine, versions, (names,), None),

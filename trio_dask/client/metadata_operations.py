@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 
 from trio_dask.client.call_forms import CallForms, awaitable, blocking, in_loop
-from trio_dask.client.coordination.values import item_for
+from trio_dask.client.coordination.values import LARGEST_VALUE_BYTES, item_for
 from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.dataset_operations import REQUIRED
 from trio_dask.client.default_clients import usable
@@ -19,6 +19,9 @@ from trio_dask.protocol.messages import SetMetadata
 
 DEEPEST: Final = 20
 """The most names on the way to a value: messages are not nested deeper than a little more."""
+
+ENTRY_BYTES: Final = 16
+"""What a name takes in a message beside its text, or more; so no dict in it has more names than it may."""
 
 
 @in_loop
@@ -37,7 +40,13 @@ async def set_metadata(engine: Engine, key: Any, value: Any) -> None:
       SerializationError: it cannot be pickled.
     """
     path = _path(key)
-    await engine.request(SetMetadata, path, _tree(value, len(path)))
+    tree, nbytes = _tree(value, len(path))
+    if nbytes > LARGEST_VALUE_BYTES:
+        raise UsageError(
+            f"metadata of {nbytes / 2**20:.0f} MiB is too much for one call, whose limit is "
+            f"{LARGEST_VALUE_BYTES >> 20} MiB: set its parts one by one"
+        )
+    await engine.request(SetMetadata, path, tree)
 
 
 @in_loop
@@ -75,14 +84,22 @@ def _path(keys: Any) -> tuple[str, ...]:
     return tuple(map(key_to_str, names))
 
 
-def _tree(value: Any, depth: int) -> Any:
-    """The value as it travels: dicts with texts for names are trees, as deep as messages go; the rest is pickled."""
+def _tree(value: Any, depth: int) -> tuple[Any, int]:
+    """The value as it travels, and how many bytes it takes about.
+
+    Dicts with texts for names are trees, as deep as messages go; the rest is pickled.
+    """
     if type(value) is dict and depth < DEEPEST:
         entries = cast("dict[object, Any]", value)
         if all(isinstance(name, str) for name in entries):
-            return {name: _tree(below, depth + 1) for name, below in entries.items()}
+            tree: dict[str, Any] = {}
+            total = 0
+            for name, below in cast("dict[str, Any]", value).items():
+                tree[key_to_str(name)], nbytes = _tree(below, depth + 1)
+                total += nbytes + len(name) + ENTRY_BYTES
+            return tree, total
     frames, _ = item_for(value, place="metadata")
-    return frames
+    return frames, sum(map(len, frames))
 
 
 def _value(engine: Engine, node: Any) -> Any:

@@ -14,12 +14,15 @@ from trio_dask.client.engine import Engine
 from trio_dask.client.remote_output import handle_record
 from trio_dask.errors import ClusterError, UsageError
 from trio_dask.ids import new_incarnation
+from trio_dask.parsing import checked_text
 from trio_dask.plugins.bases import NannyPlugin, WorkerPlugin
 from trio_dask.plugins.files import UploadFile
 from trio_dask.plugins.forwarded_logs import ForwardLogging, plugin_name_of, topic_of
 from trio_dask.protocol.introspection import has_parameter
+from trio_dask.protocol.logged_events import check_topic
 from trio_dask.protocol.messages import RegisterPlugin, RestartWorkers, UnregisterPlugin
 from trio_dask.protocol.pickling import dump_value, rebuild_exception
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
 
 LARGEST_PLUGIN_BYTES: Final = 48 * 2**20
 """The scheduler keeps it, and one message carries it."""
@@ -54,6 +57,7 @@ def register_plugin(
         idempotent = bool(getattr(plugin, "idempotent", False))
     if name is None:
         name = getattr(plugin, "name", None) or f"{type(plugin).__name__}-{new_incarnation()}"
+    name = _checked_name(name)
     data = tuple([bytes(frame) for frame in dump_value(plugin)])
     nbytes = sum(map(len, data))
     if nbytes > LARGEST_PLUGIN_BYTES:
@@ -63,7 +67,7 @@ def register_plugin(
         )
     restarts = kind == "worker" and bool(getattr(plugin, "restart_workers", False))
     engine = client.engine
-    return ForCall(engine, partial(_register, engine, kind, str(name), data, idempotent, restarts=restarts))
+    return ForCall(engine, partial(_register, engine, kind, name, data, idempotent, restarts=restarts))
 
 
 async def _register(
@@ -84,7 +88,7 @@ def unregister_worker_plugin(client: HasEngine, name: str, nanny: bool | None = 
       ValueError: there is no such plugin.
       Exception: what `teardown` raised on a worker, the first of them; the plugin is unregistered all the same.
     """
-    engine = client.engine
+    engine, name = client.engine, _checked_name(name)
     return ForCall(engine, partial(_unregister, engine, "nanny" if nanny else "worker", name))
 
 
@@ -132,11 +136,12 @@ def forward_logging(
 
     See `register_plugin` for what is returned and raised.
     """
-    plugin = ForwardLogging(logger_name, level)
+    plugin, topic = ForwardLogging(logger_name, level), topic_of(logger_name)
+    check_topic(topic)
     engine = client.engine
     engine.check_open()
-    engine.topics.set(topic_of(logger_name), handle_record)
-    engine.subscribe(topic_of(logger_name), wanted=True)
+    engine.topics.set(topic, handle_record)
+    engine.subscribe(topic, wanted=True)
     return register_plugin(client, plugin)
 
 
@@ -145,10 +150,15 @@ def unforward_logging(client: HasEngine, logger_name: str | None = None) -> Wait
 
     Raises `ValueError` if they are not forwarded.
     """
-    engine = client.engine
-    engine.topics.remove(topic_of(logger_name))
-    engine.subscribe(topic_of(logger_name), wanted=False)
+    engine, topic = client.engine, topic_of(logger_name)
+    check_topic(topic)
+    engine.topics.remove(topic)
+    engine.subscribe(topic, wanted=False)
     return unregister_worker_plugin(client, plugin_name_of(logger_name))
+
+
+def _checked_name(name: object) -> str:
+    return checked_text("the name of a plugin", str(name), MAX_KEY_LENGTH)
 
 
 def _kind_of(plugin: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from trio_dask.client.call_forms import CallForms, ForCall, HasEngine, Waiting, awaitable, blocking, in_loop
 from trio_dask.client.engine import Engine
 from trio_dask.client.topic_handlers import SHOWN, Event
-from trio_dask.protocol.logged_events import load_event, log_message
+from trio_dask.protocol.logged_events import check_topic, load_event, log_message
 
 log = logging.getLogger("trio_dask.client")
 
@@ -35,7 +35,12 @@ def log_event(client: HasEngine, topic: str | Collection[str], msg: Any) -> Wait
 
 @in_loop
 async def get_events(engine: Engine, topic: str | None = None) -> Any:
-    """The last events of a topic, oldest first, each with its time in seconds since 1970; without one, by topic."""
+    """The last events of a topic, oldest first, each with its time in seconds since 1970; without one, by topic.
+
+    Raises `UsageError` for what cannot be a topic.
+    """
+    if topic is not None:
+        check_topic(topic)
     found: Mapping[str, Any] = await engine.ask("events", () if topic is None else (topic,))
     events = {name: tuple([(at, load_event(data, engine.load)) for at, data in rows]) for name, rows in found.items()}
     return events if topic is None else events.get(topic, ())
@@ -52,7 +57,10 @@ class Subscriptions:
         A topic has one handler, a function or an `async def` one. Those of a blocking client run in the thread of its
         callbacks, `async def` ones in its Trio loop, in order. What they raise is logged. A lost connection loses no
         event; a lost scheduler does.
+
+        Raises `UsageError` for what cannot be a topic.
         """
+        check_topic(topic)
         if not callable(handler):
             raise TypeError(f"the handler of a topic is a function, not {handler!r:.60}")
         engine = self.engine

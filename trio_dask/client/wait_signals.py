@@ -12,6 +12,7 @@ import trio
 from trio_dask.client.core.key_state import Ended, Frames, KeyState
 from trio_dask.errors import FutureCancelledError, SchedulerLost, UsageError
 from trio_dask.parsing import parse_timedelta
+from trio_dask.protocol.wire_constants import TOO_LONG
 
 
 def as_seconds(timeout: float | str | datetime.timedelta | None) -> float | None:
@@ -218,8 +219,15 @@ class PendingReply:
         self._signal.set()
 
     def unwrap(self) -> Any:
-        """What the scheduler said; raises an error if the session ended before."""
+        """What the scheduler said.
+
+        Raises an error if the session ended before, and `UsageError` if the answer is longer than a message can be.
+        """
         if self._ended is not None:
             text = self._ended.text
             raise SchedulerLost(text) if self._ended.lost else FutureCancelledError(text)
-        return self._payload
+        match self._payload:
+            case (str(kind), str(text)) if kind == TOO_LONG:
+                raise UsageError(text)
+            case answer:
+                return answer

@@ -19,7 +19,7 @@ from trio_dask.errors import ProtocolError, SerializationError
 from trio_dask.protocol import messages
 from trio_dask.protocol.frames import Kind
 from trio_dask.protocol.messages import TAGS, Message
-from trio_dask.protocol.wire_constants import MAX_CONTROL_FRAME, MAX_DEPTH, MAX_ITEMS
+from trio_dask.protocol.wire_constants import MAX_CONTROL_FRAME, MAX_DEPTH, MAX_ITEMS, TOO_LONG
 
 tag_of_type: Mapping[type[Any], int] = {kind: tag for tag, kind in TAGS.items()}
 
@@ -73,7 +73,7 @@ def encode(batch: Iterable[Message]) -> bytes:
 def encode_rows(batch: Iterable[Message], share: Share | None = None) -> list[Row]:
     """Each message as a row of its own; several rows for a list that is longer than one message may be.
 
-    Raises `SerializationError`, naming the message.
+    In place of a `Reply` that is too long goes one that says so. Raises `SerializationError`, naming the message.
     """
     rows: list[Row] = []
     for message in batch:
@@ -88,11 +88,31 @@ def encode_rows(batch: Iterable[Message], share: Share | None = None) -> list[Ro
             row = _pack((tag_of_type[type(message)], *message))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise SerializationError(f"a {type(message).__name__} cannot be sent: {error!r}") from error
-        if len(row) > MAX_ITEMS:
-            rows += _cut(message, row)
-        else:
+        if len(row) <= MAX_ITEMS:
             rows.append(row)
+        elif isinstance(message, messages.Reply):
+            rows.append(_reply_row(message, row))
+        else:
+            rows += _cut(message, row)
     return rows
+
+
+def _reply_row(message: messages.Reply, row: bytes) -> bytes:
+    """The row of a long answer, or one that says that it is too long: the session goes on for either end."""
+    if len(row) <= _MAX_ROW and not _has_long_part(message.payload):
+        return row
+    text = f"the answer has {len(row) / 2**20:.0f} MiB, which is more than a message can carry: ask for a part of it"
+    return _pack((tag_of_type[messages.Reply], message.request, (TOO_LONG, text)))
+
+
+def _has_long_part(value: object) -> bool:
+    if isinstance(value, dict):
+        parts = cast("dict[object, object]", value)
+        return len(parts) > MAX_ITEMS or any(map(_has_long_part, parts.values()))
+    if isinstance(value, tuple | list):
+        items = cast("tuple[object, ...]", value)
+        return len(items) > MAX_ITEMS or any(map(_has_long_part, items))
+    return False
 
 
 def rows_header(count: int) -> bytes:

@@ -24,13 +24,18 @@ def log_message(topic: str | Collection[str], event: Any) -> LogEvent:
     """
     topics = (topic,) if isinstance(topic, str) else tuple(topic)
     for name in topics:
-        if not isinstance(cast("Any", name), str):
-            raise UsageError(f"the name of a topic is a text, not {name!r:.60}")
-        checked_text("the name of a topic", name, MAX_KEY_LENGTH)
+        check_topic(name)
     payload = msgpack.packb([bytes(frame) for frame in dump_value(event)])
     if len(payload) > LARGEST_EVENT_BYTES:
         raise UsageError(f"an event of {len(payload)} bytes is too large; the limit is 1 MiB")
     return LogEvent(topics, payload)
+
+
+def check_topic(name: Any) -> None:
+    """Raise `UsageError` unless this can be the name of a topic."""
+    if not isinstance(name, str):
+        raise UsageError(f"the name of a topic is a text, not {name!r:.60}")
+    checked_text("the name of a topic", name, MAX_KEY_LENGTH)
 
 
 def load_event(payload: Any, load: Callable[[Sequence[Buffer]], Any]) -> Any:

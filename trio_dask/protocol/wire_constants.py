@@ -51,3 +51,6 @@ beyond the worker's threads."""
 
 LONGEST_GRACE_S: Final = 3600.0
 """A client asks the scheduler for at most this grace, and the scheduler grants no more."""
+
+TOO_LONG: Final = "too long"
+"""The first part of what a `Reply` says in place of an answer that no message can carry; the second is a sentence."""

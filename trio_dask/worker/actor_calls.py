@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from contextlib import suppress
 from functools import partial
+from typing import NoReturn
 
 import trio
 
@@ -29,12 +30,13 @@ class ActorCalls:
         self._woken = trio.Event()
         self._token = trio.lowlevel.current_trio_token()
 
-    async def serve(self, first: ActorCall, frames: Frames) -> None:
+    async def serve(self, first: ActorCall, frames: Frames) -> NoReturn:
         """Take this call and all that follow.
 
         Raises:
+          EndOfChannel: the caller has left.
+          ConnectionLost: it is gone.
           ProtocolError: something else came.
-          OSError: the caller is gone.
         """
         self._channel.go_both_ways()
         self._actors.begin_calls(self)
@@ -42,10 +44,8 @@ class ActorCalls:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._send_answers)
                 self._take(first, frames)
-                with suppress(trio.EndOfChannel):
-                    while True:
-                        self._take(*(self._channel.receive_nowait() or await self._channel.receive()))
-                nursery.cancel_scope.cancel()
+                while True:
+                    self._take(*(self._channel.receive_nowait() or await self._channel.receive()))
         except BaseExceptionGroup as group:  # the nursery is ours; callers expect the error in it
             raise first_error(group) from None
         finally:

@@ -72,13 +72,13 @@ class DataServer:
         """Take one request; False if there are no more. Its buffers are not kept afterwards."""
         try:
             message, buffers = await channel.receive(self._room)
-        except trio.EndOfChannel:
+            self._actors.channel_spoke(channel)
+            handler = self.HANDLERS.get(type(message))
+            if handler is None:
+                raise ProtocolError(f"a peer sent a {type(message).__name__}, which is no request")
+            await handler(self, channel, message, buffers)
+        except trio.EndOfChannel:  # calls of actors last until then, too
             return False
-        self._actors.channel_spoke(channel)
-        handler = self.HANDLERS.get(type(message))
-        if handler is None:
-            raise ProtocolError(f"a peer sent a {type(message).__name__}, which is no request")
-        await handler(self, channel, message, buffers)
         return True
 
     async def _fetch(self, channel: DataChannel, message: Fetch, buffers: Frames) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from trio_dask.client.call_forms import Done, Timeout, Waiting, awaitable_in_trio, blocking
 from trio_dask.client.coordination.leases import BlockingBlock, Leased, release
-from trio_dask.client.coordination.requests import ForAnswer, RequestId, returning, wants_at_once
+from trio_dask.client.coordination.requests import ForAnswer, RequestId, name_to_send, returning, wants_at_once
 from trio_dask.client.task_options import whole_number
 from trio_dask.errors import UsageError
+
+LARGEST_NAMES_BYTES: Final = 2**22
+NAME_BYTES: Final = 16
+"""What a name takes in a message beside its text."""
 
 
 class BaseMultiLock(Leased):
@@ -28,6 +32,9 @@ class BaseMultiLock(Leased):
             raise UsageError('MultiLock needs at least one name, such as MultiLock(["left", "right"])')
         if not all(isinstance(name, str) for name in self.names):
             raise UsageError(f"MultiLock takes a list of names, which are texts, not {names!r:.60}")
+        self.names_sent = tuple([name_to_send(name, "lock") for name in self.names])
+        if sum(map(len, self.names_sent)) + NAME_BYTES * len(self.names) > LARGEST_NAMES_BYTES:
+            raise UsageError(f"{len(self.names)} names are too many, or too long, for one MultiLock")
 
     def _acquire(self) -> Waiting[bool]:
         return _acquire(self)
@@ -59,7 +66,7 @@ def _acquire(
             lock.add(request)
         return bool(got)
 
-    arguments = (tuple(lock.names), number, not at_once)
+    arguments = (lock.names_sent, number, not at_once)
     return ForAnswer(lock, "acquire", arguments, finish, None if at_once else timeout, returning(False))
 
 

@@ -54,8 +54,8 @@ def _get(queue: BaseQueue, timeout: Timeout = None, batch: bool | int = False) -
 
     Args:
       timeout: how long to wait.
-      batch: True for a list of all values that are there, without waiting; a number for a list of so many, or of fewer
-        if they are larger than 32 MiB together.
+      batch: True for a list of all values that are there, without waiting; a number for a list of so many. It has fewer
+        if they are larger than 32 MiB together, each counted with 64 bytes more than it has.
 
     Raises:
       TimeoutError: no value came in time.

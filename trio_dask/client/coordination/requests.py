@@ -23,7 +23,7 @@ from trio_dask.errors import FutureCancelledError, ProtocolError, SchedulerLost,
 from trio_dask.hooks import hooks
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.messages import Coordinate, EndRequest
-from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH
+from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH, TOO_LONG
 
 R = TypeVar("R")
 
@@ -48,7 +48,7 @@ class Primitive(CallForms):
 
     def __init__(self, name: Any = None, client: Any = None) -> None:
         self.name: Any = f"{self.KIND}-{new_incarnation()}" if name is None else name
-        self.name_sent = _name_to_send(self.name, self.KIND)
+        self.name_sent = name_to_send(self.name, self.KIND)
         """The text by which the scheduler knows it."""
         self._client = client
 
@@ -84,15 +84,29 @@ class Primitive(CallForms):
         return f"<{type(self).__name__} {self.name!r}>"
 
 
-def _name_to_send(name: Any, kind: str) -> str:
-    """The text that stands for a name; two names have the same text only if they are equal, and of one type."""
-    text = name if isinstance(name, str) and not name.startswith(_NOT_TEXT) else f"{_NOT_TEXT}{name!r}"
+def name_to_send(name: Any, kind: str) -> str:
+    """The text that stands for a name; two names have the same text only if they are equal, and of one type.
+
+    Names of files may have bytes that are no text, which Python has as half pairs. No message can carry these.
+
+    Raises `UsageError` for what is no name, or is too long.
+    """
+    is_sent_as_it_is = isinstance(name, str) and not name.startswith(_NOT_TEXT) and _is_unicode(name)
+    text = name if is_sent_as_it_is else f"{_NOT_TEXT}{name!r}"
     if not _is_plain(name) or len(text) > MAX_KEY_LENGTH:
         raise UsageError(
             f"the name of {_with_article(kind)} is a text, bytes, a number, or a list or tuple of these, of at most "
             f"{MAX_KEY_LENGTH} characters: {name!r:.60}"
         )
     return text
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_plain(name: Any) -> bool:
@@ -261,7 +275,11 @@ class ForAnswer(Generic[R]):
         raise refusal(outcome, value)
 
 
-_ERRORS: Final[dict[str, type[Exception]]] = {"refused": UsageError, "closed": RuntimeError}
+_ERRORS: Final[dict[str, type[Exception]]] = {
+    "refused": UsageError,
+    "closed": RuntimeError,
+    TOO_LONG: UsageError,
+}
 
 
 def refusal(outcome: str, text: str | None) -> Exception:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key, PeerId
 from trio_dask.scheduler.core.coordination.requests import Answer, Drop, Effects, Request, is_row
+
+ITEM_BYTES: Final = 64
+"""What a value takes of a message at least; so none has more of them than a list may have."""
 
 
 class Item(NamedTuple):
@@ -18,8 +21,8 @@ class Item(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """How much of a message it takes."""
-        return sum(map(len, self.frames))
+        """How much of a message it takes at most."""
+        return ITEM_BYTES + sum(map(len, self.frames)) + sum([4 * len(key) for key in self.keys])
 
 
 def item_of(given: Any) -> Item:
