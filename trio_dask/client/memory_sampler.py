@@ -128,7 +128,7 @@ class MemorySampling:
         self._scope = trio.CancelScope()
 
     def __enter__(self) -> MemorySampling:
-        refuse_in_event_loop("sample()")
+        refuse_in_event_loop("with sample()", "`async with`")
         self._engine.call(self._begin)
         return self
 

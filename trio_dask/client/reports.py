@@ -13,6 +13,7 @@ from trio_dask.client.flame_graph import flame_graph
 from trio_dask.client.profiles import Tree, begin_profile, profile_if_any
 from trio_dask.client.report_page import page
 from trio_dask.client.task_stream import STREAM_FILE, Runs, write_page
+from trio_dask.client.wait_signals import refuse_in_event_loop
 
 
 class get_task_stream:
@@ -36,6 +37,7 @@ class get_task_stream:
         self._start = 0.0
 
     def __enter__(self) -> get_task_stream:
+        refuse_in_event_loop("with get_task_stream()", "`async with`")
         self._client = get_client() if self._client is None else self._client
         self._client.get_task_stream(count=0)
         self._start = time.time()
@@ -77,6 +79,7 @@ class performance_report:
         self._start = 0.0
 
     def __enter__(self) -> performance_report:
+        refuse_in_event_loop("with performance_report()", "`async with`")
         self._client = get_client() if self._client is None else self._client
         self._client.get_task_stream(count=0)
         begin_profile(self._client).block()
