@@ -118,3 +118,8 @@ def test_questions_about_nonsense(client: Any) -> None:
         client.who_has(5)
     with pytest.raises(TypeError, match=r"run\(\) takes a function and its arguments, not 5"):
         client.run(5)
+
+
+def test_the_name_of_a_client_is_a_text() -> None:
+    with pytest.raises(UsageError, match="the name of a client is a text, not 5"):
+        Client(name=5, n_workers=0, processes=False)  # type: ignore[arg-type] # what is refused

@@ -1,6 +1,7 @@
 """The default client of a Trio program: an `AsyncClient`, in its block."""
 
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import trio
@@ -9,7 +10,20 @@ import trio.testing
 from tests.client.cluster import MiniCluster, open_async_client, open_client
 from tests.untyped_dask import delayed
 from tests.untyped_dask import whole as dask
-from trio_dask import AsyncClient, AsyncLock, Client, default_client, get_client, temp_default_client
+from trio_dask import (
+    AsyncClient,
+    AsyncLock,
+    Client,
+    LocalCluster,
+    MemorySampler,
+    default_client,
+    get_client,
+    get_task_metadata,
+    get_task_stream,
+    performance_report,
+    progress,
+    temp_default_client,
+)
 from trio_dask.client import default_clients
 from trio_dask.errors import UsageError
 
@@ -103,3 +117,17 @@ async def test_a_task_that_outlives_the_block_finds_the_client_around_it() -> No
             await trio.testing.wait_all_tasks_blocked()
         leaves.set()
     assert found == [outer]
+
+
+async def test_a_blocking_form_says_what_to_use_under_trio(tmp_path: Path) -> None:
+    async with AsyncClient(n_workers=0, processes=False) as client:
+        blocks = performance_report(tmp_path / "report.html"), get_task_stream(), get_task_metadata()
+        for block in (*blocks, MemorySampler().sample()):
+            with pytest.raises(RuntimeError, match=r"blocks.*`async with`$"):
+                block.__enter__()
+        with pytest.raises(RuntimeError, match=r"`async for`$"):
+            next(client.as_completed([]))
+        with pytest.raises(RuntimeError, match=r"`await client\.progress\(\.\.\.\)`$"):
+            progress([])
+        with pytest.raises(RuntimeError, match=r"`open_local_cluster`$"):
+            LocalCluster()

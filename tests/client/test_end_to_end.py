@@ -14,6 +14,8 @@ from trio_dask import (
     Future,
     FutureCancelledError,
     KeyConflict,
+    Queue,
+    Variable,
     as_completed,
     get_client,
     open_local_cluster,
@@ -76,8 +78,11 @@ def test_a_future_of_another_cluster_is_told_whose_it_is(client: Client) -> None
         def publish(future: Future) -> None:
             client.publish_dataset([future], name="foreign")
 
-        acts = (client.cancel, client.retry, client.detach)
-        for operation in (client.explain, client.replicate, client.rebalance, publish, *acts):
+        put, assign = Queue(client=client).put, Variable(client=client).set
+        for operation in (
+            *(client.explain, client.replicate, client.rebalance, client.cancel, client.retry, client.detach),
+            *(publish, put, assign),
+        ):
             with pytest.raises(UsageError, match=rf"'foreign' is a future of {other.name}, .*: ask there"):
                 operation(foreign)
         assert foreign.result() == 2

@@ -1,5 +1,6 @@
 """A program sees what ran during a block, as data and as a page that loads nothing."""
 
+import importlib
 import re
 import time
 from collections.abc import Iterator
@@ -80,3 +81,15 @@ def test_a_page_escapes_names_and_draws_the_longest_of_too_many_runs(monkeypatch
     assert text.count("<rect ") == 2
     assert "the 2 longest of 3 runs" in text
     assert "No task ran." in page("empty", [], [])
+
+
+def test_a_report_takes_the_arguments_of_distributed(client: Client, tmp_path: Path) -> None:
+    fsspec: Any = importlib.import_module("fsspec")
+    target = tmp_path / "report.html"
+    with performance_report(target, 1, None, None, client=client):
+        client.submit(pause, -2).result()
+    assert "Performance report" in target.read_text(encoding="utf-8")
+    with performance_report("memory://report.html", stacklevel=2, mode="inline", storage_options={}, client=client):
+        pass
+    with fsspec.open("memory://report.html", "rb") as file:
+        assert b"Performance report" in file.read()

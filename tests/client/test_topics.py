@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -181,6 +182,21 @@ def test_whatever_else_is_printed_or_warned_of_is_shown_as_it_is(capsys: pytest.
     ):
         with pytest.raises(TypeError):
             show((0.0, event))
+
+
+def test_a_warning_names_the_line_of_the_task_that_warned() -> None:
+    with pytest.warns(UserWarning, match="far away") as caught:
+        show_warning((0.0, {"message": "far away", "category": None, "place": ("task.py", 7), **ELSEWHERE}))
+    assert (caught[0].filename, caught[0].lineno) == ("task.py", 7)
+
+
+def test_a_task_tells_where_it_warned(client: Client) -> None:
+    with pytest.warns(UserWarning, match="careful"):
+        client.submit(print_and_warn, "careful").result()
+    _, told = client.get_events("warn")[-1]
+    filename, line = told["place"]
+    assert filename == __file__
+    assert "trio_dask.warn(text)" in Path(filename).read_text(encoding="utf-8").splitlines()[line - 1]
 
 
 def test_outside_of_tasks_print_and_warn_are_those_of_python(capsys: pytest.CaptureFixture[str]) -> None:

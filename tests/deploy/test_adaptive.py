@@ -117,3 +117,15 @@ def test_the_configuration_has_the_defaults_and_nonsense_is_refused(monkeypatch:
     ):
         with pytest.raises(UsageError, match=said):
             adaptive_settings(*arguments)
+
+
+async def test_limits_may_be_cores_and_memory() -> None:
+    async with open_local_cluster(0, 2, "1GB", processes=False) as cluster:
+        for limits, meant in (
+            ({"minimum_cores": 3, "maximum_cores": 7}, "2 to 3"),
+            ({"minimum_memory": "1.5GB", "maximum_memory": "4.5GB"}, "2 to 4"),
+            ({"minimum": 3, "minimum_cores": 1, "maximum": 5, "maximum_memory": "9GB"}, "3 to 5"),
+        ):
+            assert meant in repr(cluster.adapt(**limits))
+        with pytest.raises(UsageError, match="minimum is 2, and maximum 1"):
+            cluster.adapt(minimum_cores=3, maximum_cores=3)

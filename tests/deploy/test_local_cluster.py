@@ -216,3 +216,31 @@ def test_logs_are_silenced_by_level_or_name(given: int | str | None, level: int)
     assert plan(1, 1, silence_logs=given).log_level == level
     with pytest.raises(UsageError, match="silence_logs is 'loud'; give a level"):
         plan(1, 1, silence_logs="loud")
+
+
+def test_a_client_may_be_there_longer_than_its_cluster() -> None:
+    """An error in the client's thread would be a warning here, and so a failure."""
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False) as cluster:
+        client = Client(cluster.scheduler_address)
+        assert client.submit(add, 1, 2).result() == 3
+        thread = client._thread._thread
+    thread.join()
+    assert client.status == "closed"
+    client.close()
+
+
+def test_arguments_that_mean_something_to_distributed_only_are_ignored() -> None:
+    ignored: dict[str, Any] = {"services": {}, "service_kwargs": {}, "scheduler_sync_interval": 1, "loop": None}
+    with LocalCluster(n_workers=0, processes=False, **ignored) as cluster:
+        assert cluster.status == "running"
+
+
+def test_a_cluster_and_its_clients_and_executors_say_what_to_pass_on_instead() -> None:
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False) as cluster, Client(cluster) as client:
+        for passed, remedy in (
+            (cluster, "scheduler_address"),
+            (client, "get_client"),
+            (client.get_executor(), "get_executor"),
+        ):
+            with pytest.raises(TypeError, match=remedy):
+                client.submit(add, passed)

@@ -38,7 +38,7 @@ def test_a_task_waits_for_the_running_one_at_the_root_of_its_inputs(kit: Kit, cl
     busy(kit, client, "load-3")
     client.submit("mean", needs=("load-3", "before"))
     client.submit("plot", needs=("mean",))
-    told = "has been running for 41 s on bob; usually 12 s"
+    told = "has been running for 41 s on worker bob; usually 12 s"
     assert why(client, "load-3") == told
     assert why(client, "mean") == why(client, "plot") == f"waits for load-3, which {told}"
 
@@ -71,7 +71,7 @@ def test_a_task_that_came_together_with_the_question_is_explained_like_others(ki
 def test_a_ready_task_waits_for_room_or_for_workers_that_take_work(kit: Kit, client: Client) -> None:
     worker = kit.worker("bob")
     client.submit(*[f"k{number}" for number in range(5)])
-    assert why(client, "k0") == "is assigned to bob, with 1 other task"
+    assert why(client, "k0") == "is assigned to worker bob, with 1 other task"
     assert why(client, "k4") == "is ready, and waits for room: 2 tasks on 1 worker"
     worker.send(m.Capacity(0), m.RunsReturned(tuple(run.run for run in worker.runs())))
     assert why(client, "k4") == "waits for a worker: all that could run it are paused, leaving, or away"
@@ -84,7 +84,7 @@ def test_a_task_that_has_ended_says_how(kit: Kit, client: Client) -> None:
     client.submit("bad")
     client.submit("after", needs=("bad",))
     worker.fail(worker.runs()[0], "ValueError: no\n  more")
-    assert why(client, "good") == "is done, 28 bytes on bob"
+    assert why(client, "good") == "is done, 28 bytes on worker bob"
     assert why(client, "bad") == "has failed: ValueError: no"
     assert why(client, "after") == "has failed because bad has failed: ValueError: no"
     assert why(client, "unknown") == "the scheduler does not know it: it was released, or never submitted"
@@ -94,4 +94,4 @@ def test_a_task_on_a_worker_that_is_away_says_so(kit: Kit, client: Client) -> No
     worker = kit.worker("bob", reconnect=True)
     client.submit("a")
     worker.leave()
-    assert why(client, "a") == "was running on bob, which has lost its connection a moment ago"
+    assert why(client, "a") == "was running on worker bob, which has lost its connection a moment ago"

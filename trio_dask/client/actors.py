@@ -55,7 +55,7 @@ class ActorFuture(Future):
 
     __slots__ = ("_actor",)
 
-    result = blocking(_answer)
+    result = blocking(_answer, for_trio="`await`")
 
     def __init__(self, engine: Engine, state: KeyState, actor: Actor) -> None:
         self.engine = engine

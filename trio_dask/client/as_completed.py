@@ -155,7 +155,7 @@ class as_completed:
         return self
 
     def __next__(self) -> Any:
-        refuse_in_event_loop("iterating over as_completed()")
+        refuse_in_event_loop("iterating over as_completed()", "`async for`")
         while self.queue.empty():
             signal = ThreadSignal()
             engine = self._listen(signal)

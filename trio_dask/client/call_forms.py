@@ -100,7 +100,8 @@ class ForKeys(Generic[R]):
     async def wait(self) -> R:
         with limit(self.timeout) if self.timeout is not None else nullcontext() as scope:
             await self.engine.wait_for_async(self.states, self.waiter)
-        return self.finish(scope is None or not scope.cancelled_caught)
+        # A timeout of 0 cancels even what has nothing left to wait for.
+        return self.finish(scope is None or not scope.cancelled_caught or self.waiter.signal.is_set)
 
 
 @dataclass(slots=True, eq=False)
@@ -144,15 +145,17 @@ COORDINATION: Final = frozenset({"Event", "Lock", "MultiLock", "Queue", "Semapho
 """Each of these has a form for Trio of its own, which users make."""
 
 
-def blocking(definition: Callable[P, Waiting[R]], *, waits_if: str = "") -> Callable[P, R]:
+def blocking(definition: Callable[P, Waiting[R]], *, waits_if: str = "", for_trio: str = "") -> Callable[P, R]:
     """The form that blocks, and refuses to in a thread that runs an event loop.
 
     `waits_if` names a keyword of the call that is True by default; where it is not, the call does not block.
+    `for_trio` is what to use under Trio, if it is not the same call of an `AsyncClient` or an `AsyncLock`.
     """
 
     def make(name: str) -> Callable[P, R]:
         what, owner = f"{name}()", name.partition(".")[0]
-        instead = f"`Async{owner}`" if owner in COORDINATION else "`async with AsyncClient(...)`"
+        default = f"`Async{owner}`" if owner in COORDINATION else "`async with AsyncClient(...)`"
+        instead = for_trio or default
 
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             if not waits_if or kwargs.get(waits_if, True):

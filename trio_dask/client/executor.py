@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 from weakref import WeakSet
 
 from trio_dask.client.call_forms import Timeout
@@ -45,6 +45,9 @@ class ClientExecutor(concurrent.futures.Executor):
         self._is_shut_down = False
         self._unfinished: set[_TaskFuture] = set()
         self._mapped: WeakSet[Future] = WeakSet()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an executor stays in its program; a task makes its own by get_client().get_executor()")
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         """Run `fn(*args, **kwargs)` in the cluster; returns at once.

@@ -132,7 +132,7 @@ class LoopCalls:
             if not done:
                 self.run_soon(call.scope.cancel)
         if not done:
-            raise TimeoutError(f"not done within {timeout_s} s")
+            raise TimeoutError(f"not done within {timeout_s:g} s")
         return call.unwrap()
 
     async def call_async(self, function: Callable[[*_Ts], Awaitable[_T]], *args: *_Ts) -> _T:

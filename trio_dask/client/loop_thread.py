@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from queue import SimpleQueue
 
 import trio
@@ -64,8 +63,7 @@ class EngineThread:
         self._connected.set()
 
     def _run(self) -> None:
-        # Cancelled means that the loop which is our home has ended, and the engine with it.
-        with suppress(trio.Cancelled):
+        try:
             try:
                 if self._home is None:
                     trio.run(self._main)
@@ -76,6 +74,8 @@ class EngineThread:
             finally:
                 self._attached.set()
                 self._connected.set()
+        except* trio.Cancelled:  # noqa: ASYNC103 - the loop which is our home has ended, and the engine with it
+            pass
 
     async def _main(self) -> None:
         self._engine.attach()

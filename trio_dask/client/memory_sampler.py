@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import trio
 
+from trio_dask.client.call_forms import Timeout
 from trio_dask.client.current_client import get_client
 from trio_dask.client.engine import Engine
 from trio_dask.client.libraries import library, not_installed
 from trio_dask.client.operations import outcomes_of_workers
-from trio_dask.client.wait_signals import refuse_in_event_loop
+from trio_dask.client.wait_signals import as_seconds, refuse_in_event_loop
 from trio_dask.errors import TrioDaskError, UsageError
 
 ANSWER_S: Final = 2.0
@@ -49,7 +50,7 @@ class MemorySampler:
         """Of each run: the time of each sample, in seconds since 1970, and a number of bytes."""
 
     def sample(
-        self, label: str | None = None, *, client: Any = None, measure: str = "process", interval: float = 0.5
+        self, label: str | None = None, *, client: Any = None, measure: str = "process", interval: Timeout = 0.5
     ) -> MemorySampling:
         """A block during which the memory is sampled; afterwards `samples[label]` has the samples.
 
@@ -58,17 +59,18 @@ class MemorySampler:
           client: by default that of `get_client()`.
           measure: `process` (all memory of the workers' processes), `managed` (results in memory), `spilled` (results
             on disk), or `unmanaged` (what is not managed).
-          interval: seconds between two samples.
+          interval: between two samples, in seconds or as a text such as "500ms".
 
         Raises:
           UsageError: there is no such measure, or the interval makes no sense.
         """
         if measure not in MEASURES:
             raise UsageError(f"measure is one of {', '.join(MEASURES)}, not {measure!r:.40}")
-        if not 0 < interval < math.inf:
-            raise UsageError(f"interval is a number of seconds, such as 0.5, not {interval!r:.40}")
+        interval_s = as_seconds(interval)
+        if interval_s is None or not 0 < interval_s < math.inf:
+            raise UsageError(f'interval is a length of time, such as 0.5 or "500ms", not {interval!r:.40}')
         found = get_client() if client is None else client
-        return MemorySampling(self.samples, label, found, MEASURES[measure], interval)
+        return MemorySampling(self.samples, label, found, MEASURES[measure], interval_s)
 
     def to_pandas(self, *, align: bool = False) -> Any:
         """The samples as a pandas `DataFrame`, with a column for each label and times as the index.
@@ -128,7 +130,7 @@ class MemorySampling:
         self._scope = trio.CancelScope()
 
     def __enter__(self) -> MemorySampling:
-        refuse_in_event_loop("sample()")
+        refuse_in_event_loop("with sample()", "`async with`")
         self._engine.call(self._begin)
         return self
 

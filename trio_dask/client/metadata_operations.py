@@ -12,6 +12,7 @@ from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.dataset_operations import REQUIRED
 from trio_dask.client.default_clients import usable
 from trio_dask.client.engine import Engine
+from trio_dask.client.wait_signals import refuse_in_event_loop
 from trio_dask.errors import UsageError
 from trio_dask.hooks import hooks
 from trio_dask.ids import Key
@@ -144,6 +145,7 @@ class get_task_metadata:
         self.spans = {key: span for key, (_, _, span) in found.items() if span}
 
     def __enter__(self) -> Self:
+        refuse_in_event_loop("with get_task_metadata()", "`async with`")
         return _current_engine().call(self.__aenter__)
 
     def __exit__(self, *error: Any) -> None:

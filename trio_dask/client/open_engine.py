@@ -68,6 +68,8 @@ def settings_for(
     Raises:
       UsageError: an argument or the configuration is wrong.
     """
+    if name is not None and not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(f"the name of a client is a text, not {name!r:.60}")
     if address is not None and scheduler_file is not None:
         raise UsageError("give an address or a scheduler file, not both")
     configuration = load()

@@ -119,6 +119,8 @@ async def wait_for_workers(engine: Engine, n_workers: int = 1, timeout: Timeout 
         await engine.ask("wait_for_workers", (str(number),))
         return
     there = len(await engine.ask("nthreads"))
+    if there >= number:
+        return
     raise TimeoutError(f"only {there} of {n_workers} workers arrived {within(timeout)}")
 
 

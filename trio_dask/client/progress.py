@@ -138,5 +138,5 @@ class _Grouped:
         return Counter(map(self._names.__getitem__, left))
 
 
-progress = blocking(_progress)
+progress = blocking(_progress, for_trio="`await client.progress(...)`")
 progress_async = awaitable(_progress)

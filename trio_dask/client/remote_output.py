@@ -10,6 +10,9 @@ from typing import Any, cast
 
 from trio_dask.plugins.forwarded_logs import FORWARDED, this_process
 
+_shown: dict[Any, Any] = {}
+"""What Python's filters remember of the warnings of tasks, so that they show each once where they are to."""
+
 
 def show_print(event: tuple[float, Any]) -> None:
     """Print what `trio_dask.print` printed in a task of another process; any other value as it is."""
@@ -41,7 +44,12 @@ def show_warning(event: tuple[float, Any]) -> None:
         return
     if "message" not in message:
         raise TypeError(f"an event of topic 'warn' has a 'message', which {message!r:.60} lacks")
-    warnings.warn(message["message"], category=message.get("category"), stacklevel=2)
+    text, category, place = message["message"], message.get("category") or UserWarning, message.get("place")
+    if place is None:
+        warnings.warn(text, category=category, stacklevel=2)
+    else:
+        filename, lineno = place
+        warnings.warn_explicit(text, category, filename, lineno, registry=_shown)
 
 
 def _is_from_here(message: Mapping[str, Any]) -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import trio
 
+from trio_dask.client.cluster_dump import write
 from trio_dask.client.current_client import get_client
 from trio_dask.client.flame_graph import flame_graph
 from trio_dask.client.profiles import Tree, begin_profile, profile_if_any
 from trio_dask.client.report_page import page
-from trio_dask.client.task_stream import STREAM_FILE, Runs, write_page
+from trio_dask.client.task_stream import STREAM_FILE, Runs
+from trio_dask.client.wait_signals import refuse_in_event_loop
 
 
 class get_task_stream:
@@ -36,6 +39,7 @@ class get_task_stream:
         self._start = 0.0
 
     def __enter__(self) -> get_task_stream:
+        refuse_in_event_loop("with get_task_stream()", "`async with`")
         self._client = get_client() if self._client is None else self._client
         self._client.get_task_stream(count=0)
         self._start = time.time()
@@ -67,16 +71,27 @@ class performance_report:
     loads nothing.
 
     Args:
-      filename: of the page.
+      filename: of the page. A URL such as "s3://bucket/report.html" is written by fsspec, with the `storage_options`.
+      stacklevel, mode: accepted as by distributed, and ignored.
       client: by default that of `get_client()`.
     """
 
-    def __init__(self, filename: str | os.PathLike[str] = "dask-report.html", *, client: Any = None) -> None:
-        self._filename = filename
+    def __init__(
+        self,
+        filename: str | os.PathLike[str] = "dask-report.html",
+        stacklevel: int = 1,
+        mode: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        *,
+        client: Any = None,
+    ) -> None:
+        self._target = os.fspath(filename)
+        self._storage_options = storage_options or {}
         self._client = client
         self._start = 0.0
 
     def __enter__(self) -> performance_report:
+        refuse_in_event_loop("with performance_report()", "`async with`")
         self._client = get_client() if self._client is None else self._client
         self._client.get_task_stream(count=0)
         begin_profile(self._client).block()
@@ -86,7 +101,7 @@ class performance_report:
     def __exit__(self, *_: object) -> None:
         runs = self._client.get_task_stream(start=self._start)
         profile = profile_if_any(self._client, self._start).block()
-        write_page(self._filename, self._page(runs, self._client.scheduler_info(), profile))
+        self._write(self._page(runs, self._client.scheduler_info(), profile))
 
     async def __aenter__(self) -> performance_report:
         self._client = get_client() if self._client is None else self._client
@@ -102,7 +117,10 @@ class performance_report:
         runs = await self._client.get_task_stream(start=self._start)
         profile = await profile_if_any(self._client, self._start).wait()
         text = self._page(runs, await self._client.scheduler_info(), profile)
-        await trio.to_thread.run_sync(write_page, self._filename, text)
+        await trio.to_thread.run_sync(self._write, text)
+
+    def _write(self, text: str) -> None:
+        write(self._target, text.encode(), lambda page, file: file.write(page), self._storage_options)
 
     def _page(self, runs: Runs, info: dict[str, Any], profile: Tree | None) -> str:
         elapsed_s = time.time() - self._start

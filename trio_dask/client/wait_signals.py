@@ -82,6 +82,8 @@ def in_notebook() -> bool:
 class Signal(Protocol):
     """What wakes one waiter."""
 
+    is_set: bool
+
     def set(self) -> None:
         """Wake it. Cheap, from any thread, any number of times."""
         ...

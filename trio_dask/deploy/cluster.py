@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, TypeVar
 
 import trio
 
@@ -362,6 +362,9 @@ class BlockingCluster(ReadableCluster, Generic[A]):
 
         def __getattr__(self, name):
             raise unsupported_error(type(self).__name__, name, self._UNSUPPORTED)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a cluster stays in its program; pass on its scheduler_address, or a scheduler file")
 
     def __repr__(self) -> str:
         try:

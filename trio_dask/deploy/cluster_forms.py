@@ -78,7 +78,7 @@ def takes_arguments_of(
             if kwargs.pop("asynchronous", None):
                 raise UsageError(f"{name} blocks; use {for_trio} in a Trio program")
             _leave_out(name, definition, ignored, kwargs)
-            refuse_in_event_loop(f"{name}()")
+            refuse_in_event_loop(f"{name}()", f"`{for_trio}`")
             start(self, definition(*args, **kwargs))
 
         own = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)

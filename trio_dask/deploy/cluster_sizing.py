@@ -341,12 +341,30 @@ def workers_for(layout: Layout, n: object, memory: str | float | None, cores: ob
     if isinstance(cores, int):
         number = max(number, -(-cores // layout.threads_per_worker))
     if memory is not None:
-        wanted = _memory_limit(memory, host_limits.memory().number, 1.0) or 0
-        if layout.memory_limit_bytes is None:
-            raise UsageError("memory: these workers have no memory limit; give a number of workers")
-        number = max(number, -(-wanted // layout.memory_limit_bytes))
+        wanted, of_each = _memory_of(layout, memory)
+        number = max(number, -(-wanted // of_each))
     _check_count("n", number, 0, MAX_WORKERS)
     return number
+
+
+def most_workers_for(layout: Layout, memory: str | float | None, cores: object) -> int:
+    """How many workers have no more than this much memory and this many threads together.
+
+    Raises:
+      UsageError: as for `workers_for`.
+    """
+    _check_count("cores", cores, 0, MAX_WORKERS * MAX_THREADS)
+    number = cores // layout.threads_per_worker if isinstance(cores, int) else MAX_WORKERS
+    if memory is not None:
+        wanted, of_each = _memory_of(layout, memory)
+        number = min(number, wanted // of_each)
+    return number
+
+
+def _memory_of(layout: Layout, memory: str | float) -> tuple[int, int]:
+    if layout.memory_limit_bytes is None:
+        raise UsageError("memory: these workers have no memory limit; give a number of workers")
+    return _memory_limit(memory, host_limits.memory().number, 1.0) or 0, layout.memory_limit_bytes
 
 
 def allow_files(layout: Layout, workers: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import trio
 
@@ -16,7 +16,7 @@ from trio_dask.deploy.adaptive_policy import Size
 from trio_dask.deploy.cluster import CLOSED, AsyncCluster, BlockingCluster, ReadableCluster
 from trio_dask.deploy.cluster_forms import awaited_in_loop, called_in_loop, for_trio, takes_arguments_of
 from trio_dask.deploy.cluster_members import Member, Members
-from trio_dask.deploy.cluster_sizing import Layout, allow_files, plan, workers_for
+from trio_dask.deploy.cluster_sizing import Layout, allow_files, most_workers_for, plan, workers_for
 from trio_dask.deploy.embedded import Scheduler, Worker
 from trio_dask.errors import ClusterError
 from trio_dask.html_cards import Totals
@@ -24,7 +24,16 @@ from trio_dask.ids import WorkerName, given_name
 from trio_dask.parsing import counted, format_bytes
 from trio_dask.unsupported_names import CLUSTER
 
-IGNORED = frozenset(("asynchronous", "dashboard_address", "loop", "start", "worker_dashboard_address"))
+if TYPE_CHECKING:
+    from trio_dask.client.call_forms import Timeout
+    from trio_dask.deploy.adaptive import Adaptive
+
+IGNORED = frozenset(
+    (
+        *("asynchronous", "blocked_handlers", "dashboard_address", "loop", "scheduler_sync_interval", "service_kwargs"),
+        *("services", "start", "worker_dashboard_address", "worker_services"),
+    )
+)
 
 
 class SchedulerMember(NamedTuple):
@@ -118,6 +127,47 @@ class AsyncLocalCluster(_Described, AsyncCluster):
         members = self._running()
         self.stop_adapting()
         members.end_workers({str(worker) for worker in workers})
+
+    def adapt(
+        self,
+        minimum: int | None = None,
+        maximum: float | None = None,
+        *,
+        interval: Timeout = None,
+        target_duration: Timeout = None,
+        wait_count: int | None = None,
+        minimum_cores: int | None = None,
+        maximum_cores: int | None = None,
+        minimum_memory: str | float | None = None,
+        maximum_memory: str | float | None = None,
+    ) -> Adaptive:
+        """Have the cluster grow and shrink with the work that there is, until `scale` or the `stop` of what it returns.
+
+        Args:
+          minimum: the least number of workers, by default 0.
+          maximum: the largest number, by default any.
+          interval: the time between two decisions, by default 1 s.
+          target_duration: the cluster grows until it expects to finish all work within this time, by default 5 s.
+          wait_count: how many times in a row a worker must have been superfluous before it leaves, by default 3.
+          minimum_cores, minimum_memory: as many workers as have at least this many threads, and this much memory.
+          maximum_cores, maximum_memory: no more workers than have at most so many, and so much.
+
+        The configuration has other defaults if you like (`distributed.adaptive.*`). A worker leaves only if it runs
+        nothing, and after others have copied the results that it holds.
+
+        Raises:
+          UsageError: an argument makes no sense.
+          ClusterError: the cluster does not run.
+        """
+        layout = self._layout
+        if minimum_cores is not None or minimum_memory is not None:
+            minimum = workers_for(layout, 0 if minimum is None else minimum, minimum_memory, minimum_cores)
+        if maximum_cores is not None or maximum_memory is not None:
+            most = most_workers_for(layout, maximum_memory, maximum_cores)
+            maximum = most if maximum is None else min(maximum, most)
+        return super().adapt(
+            minimum, maximum, interval=interval, target_duration=target_duration, wait_count=wait_count
+        )
 
     @property
     def unit_size(self) -> Size:

@@ -6,8 +6,6 @@ from collections.abc import Container, Iterator
 from types import CodeType
 from typing import Any, Final
 
-import trio
-
 from trio_dask.protocol.pickling import describe_exception
 
 UNDER_TRIO: Final = (
@@ -31,14 +29,6 @@ def describe_failure(error: BaseException) -> tuple[bytes | None, str]:
     """The exception pickled, if that is possible, and as text. Never raises."""
     description, text = describe_exception(error)
     return description, sendable(text)
-
-
-def is_cancellation(error: BaseException) -> bool:
-    """Whether this is Trio's cancellation: alone, or as nurseries of the user's code pass it on, in groups."""
-    if isinstance(error, BaseExceptionGroup):
-        inside: tuple[BaseException, ...] = error.exceptions
-        return all(map(is_cancellation, inside))
-    return isinstance(error, trio.Cancelled)
 
 
 def mention_loading(error: BaseException, loaders: Container[CodeType]) -> None:

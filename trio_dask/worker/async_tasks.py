@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import trio
 
 from trio_dask.errors import TaskCancelled
-from trio_dask.protocol.error_text import is_cancellation, mention_trio
+from trio_dask.protocol.error_text import mention_trio
 from trio_dask.worker.task_context import TaskContext, enter
 
 
@@ -53,3 +53,11 @@ def raiser(error: BaseException) -> Callable[[], Any]:
 
 def _giver(value: Any) -> Callable[[], Any]:
     return lambda: value
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether this is Trio's cancellation: alone, or as nurseries of the user's code pass it on, in groups."""
+    if isinstance(error, BaseExceptionGroup):
+        inside: tuple[BaseException, ...] = error.exceptions
+        return all(map(is_cancellation, inside))
+    return isinstance(error, trio.Cancelled)

@@ -24,10 +24,11 @@ import trio
 
 from trio_dask.hooks import hooks
 from trio_dask.ids import Key, RunId
-from trio_dask.protocol.error_text import describe_failure, is_cancellation, mention_trio
+from trio_dask.protocol.error_text import describe_failure, mention_trio
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import dump_value
+from trio_dask.worker.async_tasks import is_cancellation
 from trio_dask.worker.result_store import Frames, load_frames
 from trio_dask.worker.task_context import TaskContext, enter
 

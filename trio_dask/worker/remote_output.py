@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import sys
 import warnings
 from typing import Any, TextIO
@@ -47,6 +48,11 @@ def warn(
     if task is None:
         warnings.warn(message, category, stacklevel + 1, source)
     else:
-        task.worker.log_event("warn", {"message": message, "category": category, "process": this_process()})
+        caller = inspect.currentframe()
+        for _ in range(max(stacklevel, 1)):
+            caller = caller and (caller.f_back or caller)
+        place = caller and (caller.f_code.co_filename, caller.f_lineno)
+        told = {"message": message, "category": category, "place": place, "process": this_process()}
+        task.worker.log_event("warn", told)
         with quiet():
             warnings.warn(message, category, stacklevel + 1, source)

@@ -31,7 +31,7 @@ def _put(queue: BaseQueue, value: Any, timeout: Timeout = None) -> Waiting[None]
 
     Raises:
       TimeoutError: there was no room in time.
-      UsageError: the value is larger than 16 MiB.
+      UsageError: the value is larger than 16 MiB, or a future in it belongs to another cluster.
       SerializationError: it cannot be pickled.
       RuntimeError: the queue was closed meanwhile.
     """
@@ -44,7 +44,7 @@ def _put(queue: BaseQueue, value: Any, timeout: Timeout = None) -> Waiting[None]
             fail()
 
     at_once = wants_at_once(True, timeout)
-    arguments = (item_for(value), queue.maxsize, not at_once)
+    arguments = (item_for(value, queue.engine), queue.maxsize, not at_once)
     limit = None if at_once else timeout
     return ForAnswer(queue, "put", arguments, finish, limit, fail, frees_slot=True, must_know=True, futures=value)
 

@@ -28,14 +28,14 @@ def _set(variable: BaseVariable, value: Any, timeout: Timeout = None) -> Waiting
 
     Raises:
       TimeoutError: the scheduler did not answer in time.
-      UsageError: the value is larger than 16 MiB.
+      UsageError: the value is larger than 16 MiB, or a future in it belongs to another cluster.
       SerializationError: it cannot be pickled.
     """
 
     def fail() -> None:
         raise too_late(f"the variable {variable.name!r} was not set", timeout)
 
-    return ForAnswer(variable, "set", (item_for(value),), answered, timeout, fail, futures=value)
+    return ForAnswer(variable, "set", (item_for(value, variable.engine),), answered, timeout, fail, futures=value)
 
 
 def _get(variable: BaseVariable, timeout: Timeout = None) -> Waiting[Any]:

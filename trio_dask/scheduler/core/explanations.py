@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from trio_dask.ids import Key
 from trio_dask.parsing import counted
-from trio_dask.scheduler.core.state import State, Task
+from trio_dask.scheduler.core.state import State, Task, Worker
 from trio_dask.scheduler.core.stuck_tasks import reason_of
 from trio_dask.scheduler.core.task_states import Erred, InMemory, Processing, Queued, Waiting
 from trio_dask.scheduler.core.worker_states import Away
@@ -59,7 +60,7 @@ def _doing(state: State, task: Task) -> str:
                 return "waits for a worker: all that could run it are paused, leaving, or away"
             return f"is ready, and waits for room: {counted(busy, 'task')} on {counted(len(open_workers), 'worker')}"
         case InMemory() as phase:
-            return f"is done, {phase.nbytes} bytes on {' and '.join(holder.info.title for holder in phase.holders[:3])}"
+            return f"is done, {phase.nbytes} bytes on {_workers(phase.holders)}"
         case Erred() as phase:
             blamed = phase.failure.blamed
             because = "" if blamed == task.key else f" because {blamed} has failed"
@@ -70,8 +71,13 @@ def _doing(state: State, task: Task) -> str:
             return "is not asked for"
 
 
+def _workers(holders: Sequence[Worker]) -> str:
+    titles = [holder.info.title for holder in holders[:3]]
+    return f"{'worker' if len(titles) == 1 else 'workers'} {' and '.join(titles)}"
+
+
 def _processing(state: State, task: Task, phase: Processing) -> str:
-    title = phase.worker.info.title
+    title = f"worker {phase.worker.info.title}"
     usual = None if task.function is None else task.function.expected_s
     usually = "" if usual is None else f"; usually {_seconds(usual)}"
     if type(phase.worker.phase) is Away:
