@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, M
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, repeat
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, SupportsFloat, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar, cast
 
 from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting
 from trio_dask.client.client_description import ClientDescription
@@ -77,9 +77,6 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
         self._future = future_type
         self.id: str = engine.incarnation
         self.name = name or f"client-{self.id[:8]}"
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"{type(self).__name__} objects stay in their program; a task gets a client by get_client()")
 
     if not TYPE_CHECKING:  # with it, a type checker would accept any name
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import CancelledError as CallCancelled
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, NoReturn, cast
 
 import trio
 
@@ -34,6 +34,9 @@ class ClientDescription:
     """The cluster that it was made for, or has of its own."""
     _scheduler_file: str | None = None
     """The file by which it found its scheduler, or that it has written."""
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} objects stay in their program; a task gets a client by get_client()")
 
     def __repr__(self) -> str:
         found = self._totals()

@@ -324,7 +324,7 @@ class Engine:
         Raises `UsageError` if the arguments, or the answer, are more than a message can carry.
         """
         given = tuple(arguments)
-        nbytes = sum([len(argument.encode()) + ARGUMENT_BYTES for argument in given])
+        nbytes = sum([len(argument.encode(errors="surrogatepass")) + ARGUMENT_BYTES for argument in given])
         if nbytes > LARGEST_QUESTION_BYTES:
             raise UsageError(f"{len(given)} keys are too many for one question: ask for fewer")
         return await self.request(Query, what, given)
