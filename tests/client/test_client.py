@@ -212,6 +212,14 @@ def test_callbacks_run_on_one_thread_of_their_own(client: Client) -> None:
     assert len(loop) == 1
 
 
+def test_a_callback_that_exits_does_not_end_the_others(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    done = threading.Event()
+    client.submit(increment, 1).add_done_callback(lambda _: sys.exit(1))
+    client.submit(increment, 2).add_done_callback(lambda _: done.set())
+    assert done.wait(10)
+    assert "a callback of a future failed" in caplog.text
+
+
 def test_futures_travel_by_key_and_arrive_at_the_current_client(client: Client, cluster: MiniCluster) -> None:
     future = client.submit(increment, 1, key="x")
     with client.as_current():
@@ -532,6 +540,8 @@ def test_what_cannot_be_said_fails_whoever_waits_and_not_the_client(
     cluster.hold = True
     future = client.submit(increment, 1)
     with pytest.raises(SchedulerLost, match="cannot be sent"):
+        client.engine.call(client.engine.request, m.Query, "story", ("\udc80",))
+    with pytest.raises(UsageError, match="cannot be sent"):
         client.engine.call(client.engine.ask, "story", ("\udc80",))
     with pytest.raises(SchedulerLost, match="cannot be sent"):
         future.result(timeout=10)

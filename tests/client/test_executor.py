@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import gc
+import sys
 import threading
 import time
 import traceback
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.client.cluster import MiniCluster, open_client
-from trio_dask import Client, LocalCluster, UsageError
+from trio_dask import Client, LocalCluster, SchedulerLost, UsageError
 
 GATE = threading.Event()
 """The cluster is in this process."""
@@ -201,6 +202,26 @@ def test_the_end_of_the_client_cancels_its_calls(cluster: LocalCluster) -> None:
     with pytest.raises(concurrent.futures.CancelledError):
         future.result(20)
     GATE.set()
+
+
+def test_a_call_that_is_lost_with_its_scheduler_says_so() -> None:
+    with LocalCluster(1, 1, processes=False) as own, Client(own) as client:
+        future = client.get_executor(pure=False, resources={"GPU": 1}).submit(minus, 1)
+        own.close()
+        with pytest.raises(SchedulerLost, match="is lost with the connection"):
+            future.result(20)
+
+
+class Exits:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sys.exit, (3,)
+
+
+def test_whatever_a_result_raises_when_it_is_unpickled_is_raised_and_others_go_on(client: Client) -> None:
+    executor = client.get_executor(pure=False)
+    with pytest.raises(SystemExit):
+        executor.submit(Exits).result(20)
+    assert executor.submit(minus, 1).result(20) == -1
 
 
 def test_an_option_that_the_function_has_a_parameter_for_is_meant_for_the_function(client: Client) -> None:

@@ -9,8 +9,10 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Incarnation, PeerId
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.hello import Hello, Welcome
-from trio_dask.scheduler.core import Admit, CallAgain, ClosePeer, CoreSettings, Resume, SchedulerCore
+from trio_dask.scheduler.core import Admit, CallAgain, ClosePeer, CoreSettings, Resume, SchedulerCore, topic_handlers
 from trio_dask.scheduler.core.invariants import check_empty
+from trio_dask.scheduler.core.state import LogLine
+from trio_dask.scheduler.core.topic_handlers import publish
 
 FUNCTION = b"f" * 16
 
@@ -235,3 +237,45 @@ def test_a_client_that_confirms_nothing_is_kept_nothing_for(desk: Desk, monkeypa
     assert not desk.state.clients[peer].unconfirmed
     desk.lose(peer)
     check_empty(desk.state)
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+def test_a_client_that_does_not_read_misses_events_and_hears_how_many(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, is_away: bool
+) -> None:
+    """What the scheduler keeps for it has a limit, and it misses nothing as long as less than that is unread."""
+    monkeypatch.setattr(topic_handlers, "LARGEST_UNREAD_BYTES", 5000)
+    peer = desk.join()
+    me = desk.state.clients[peer]
+    desk.core.handle(peer, m.Subscribe("noise", True), desk.now)
+    desk.settle()
+    received = me.sent
+    if is_away:
+        desk.lose(peer)
+    told: list[m.Message] = []
+    for number in range(30):
+        desk.core.log_event("noise", number, 10, desk.now)
+        publish(desk.state, "noise", b"x" * 700, 700)
+        told += desk.settle().get(peer, [])
+    assert 5000 < me.unread_bytes < 6000
+    lines = [request.text for request in desk.core.requests if isinstance(request, LogLine)]
+    assert lines == ["Client me reads events more slowly than they come: it misses some"]
+    missed, sent = me.missed, me.sent
+    assert missed == 60 - (sent - received)
+    if is_away:
+        hello = desk.back(received=received + 2)
+        desk.greet(hello)
+        desk.enter(hello)
+        assert me.unread_bytes < 6000 - 900
+        told = desk.settle()[peer]
+        assert len(told) == sent - received - 2
+    assert all(isinstance(message, m.TopicEvent) for message in told)
+    desk.core.handle(peer, m.Received(sent), desk.now)
+    (last,) = desk.settle()[peer]
+    assert isinstance(last, m.TopicEvent)
+    text = f"{missed} events were lost, as this client read them more slowly than they came"
+    assert (last.topic, last.payload) == ("warn", (text,))
+    publish(desk.state, "noise", b"again", 5)
+    assert [type(message) for message in desk.settle()[peer]] == [m.TopicEvent]
+    desk.core.handle(peer, m.Received(sent + 2), desk.now)
+    assert not me.unread_bytes

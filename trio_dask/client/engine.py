@@ -33,6 +33,7 @@ from trio_dask.client.worker_channels import WorkerChannels
 from trio_dask.errors import KeyConflict, UsageError
 from trio_dask.hooks import hooks
 from trio_dask.ids import Incarnation, Key
+from trio_dask.parsing import checked_text
 from trio_dask.protocol.messages import Message, Query
 from trio_dask.protocol.pickling import PickledFunction, load_value
 from trio_dask.security.credentials import NO_CREDENTIALS
@@ -53,6 +54,10 @@ def _no_future(engine: Engine, state: KeyState) -> Any:
 
 def _no_client() -> None:
     return None
+
+
+def _checked(argument: str) -> str:
+    return checked_text("the text", argument, LARGEST_QUESTION_BYTES)
 
 
 class Engine:
@@ -321,10 +326,10 @@ class Engine:
     async def ask(self, what: str, arguments: Iterable[str] = ()) -> Any:
         """Put a question to the scheduler and return its answer. From any Trio loop.
 
-        Raises `UsageError` if the arguments, or the answer, are more than a message can carry.
+        Raises `UsageError` if no message can carry the arguments, or the answer.
         """
         given = tuple(arguments)
-        nbytes = sum([len(argument.encode(errors="surrogatepass")) + ARGUMENT_BYTES for argument in given])
+        nbytes = sum([len(_checked(argument).encode()) + ARGUMENT_BYTES for argument in given])
         if nbytes > LARGEST_QUESTION_BYTES:
             raise UsageError(f"{len(given)} keys are too many for one question: ask for fewer")
         return await self.request(Query, what, given)

@@ -20,6 +20,7 @@ from trio_dask.client.option_conflicts import parameters_of
 from trio_dask.client.task_errors import no_value
 from trio_dask.client.task_options import Options, extra_from, whole_number
 from trio_dask.client.wait_signals import SettleWaiter, as_seconds, refuse_in_event_loop, within
+from trio_dask.errors import SchedulerLost
 
 if TYPE_CHECKING:
     from trio_dask.client.client import Client
@@ -154,7 +155,8 @@ class _TaskFuture(concurrent.futures.Future[Any]):
 
     def _settle(self, state: KeyState, frames: Frames | None, reason: str) -> None:
         outcome = _outcome(self._task.engine, state, frames, reason)
-        if isinstance(outcome, concurrent.futures.CancelledError) and self.cancel():
+        is_lost = isinstance(outcome, SchedulerLost)
+        if isinstance(outcome, concurrent.futures.CancelledError) and not is_lost and self.cancel():
             return  # cancelled by another future of the same task, or with the client
         with suppress(concurrent.futures.InvalidStateError):  # it was cancelled
             if isinstance(outcome, _Value):
@@ -175,7 +177,7 @@ def _outcome(engine: Engine, state: KeyState, frames: Frames | None, reason: str
         return no_value(state, reason)
     try:
         return _Value(engine.load(frames))
-    except Exception as error:  # unpickling runs the user's code
+    except BaseException as error:  # unpickling runs the user's code, and not in the user's thread
         return error
 
 

@@ -64,18 +64,17 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            try:
-                if self._home is None:
-                    trio.run(self._main)
-                else:
-                    trio.from_thread.run(self._main, trio_token=self._home)
-            except Exception as error:  # `start` raises it; otherwise it would only end this thread
-                self._fail(error)
-            finally:
-                self._attached.set()
-                self._connected.set()
+            if self._home is None:
+                trio.run(self._main)
+            else:
+                trio.from_thread.run(self._main, trio_token=self._home)
         except* trio.Cancelled:  # noqa: ASYNC103 - the loop which is our home has ended, and the engine with it
             pass
+        except* Exception as group:  # `start` raises it; otherwise it would only end this thread
+            self._fail(group.exceptions[0] if len(group.exceptions) == 1 else group)
+        finally:
+            self._attached.set()
+            self._connected.set()
 
     async def _main(self) -> None:
         self._engine.attach()
@@ -113,5 +112,8 @@ class CallbackThread:
 
     def _run(self) -> None:
         while (callback := self._queue.get()) is not None:
-            call_logging_errors(callback)
+            try:
+                call_logging_errors(callback)
+            except BaseException:  # `sys.exit()` in one callback must not end the thread of all others
+                _logger.exception("a callback of a future failed")
             del callback  # it has the future, whose task lasts as long as it does

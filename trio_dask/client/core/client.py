@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Final, TypeAlias
 from trio_dask.client.core.fetch_queue import FetchQueue, FetchRequest
 from trio_dask.client.core.key_state import TERMINAL, Ended, Frames, KeyState, NotSent, Reader, Waiter
 from trio_dask.client.core.outbox import NO_EXTRA, Content, GraphPart, Outbox, Row
-from trio_dask.client.core.resend_buffer import ResendBuffer
+from trio_dask.client.core.resend_buffer import ACK_BYTES, ResendBuffer
 from trio_dask.client.core.stuck_reasons import StuckReasons
 from trio_dask.client.core.unsent_tasks import ExpectedGraph, UnsentTasks
 from trio_dask.errors import KeyConflict, ProtocolError
@@ -402,6 +402,8 @@ class ClientCore:
         self.stuck.update(message)
 
     def _topic_event(self, message: TopicEvent) -> None:
+        if isinstance(message.payload, bytes):
+            self._resend.ack_due_at -= len(message.payload) // ACK_BYTES
         self.on_event(message)
 
     def _received(self, message: Received) -> None:

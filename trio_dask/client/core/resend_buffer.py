@@ -17,6 +17,9 @@ from trio_dask.protocol.messages import Message, Received
 ACK_EVERY: Final = 64
 """This many messages of the scheduler are acknowledged together."""
 
+ACK_BYTES: Final = 2**16
+"""A message that the scheduler keeps counts once more for each such piece."""
+
 
 class ResendBuffer:
     """What the client sends in one session, over all its connections."""

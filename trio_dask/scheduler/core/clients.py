@@ -25,6 +25,7 @@ from trio_dask.scheduler.core.events import ClientRemoved
 from trio_dask.scheduler.core.reconnect import ARRIVAL_S
 from trio_dask.scheduler.core.state import Client, ClientAway, ClosePeer, State
 from trio_dask.scheduler.core.task_transitions import release_unneeded, unwant
+from trio_dask.scheduler.core.topic_handlers import events_were_read
 
 CONFIRM_WEIGHT: Final = 16
 """After this many messages a client is told that they were handled. A big one counts for several: it keeps them."""
@@ -107,8 +108,10 @@ def resume_client(state: State, client: Client, received: int) -> bool:
         return False
     del state.away_clients[client.peer]
     client.away = None
-    kept = [message for batch in client.unconfirmed for message in batch][received - client.confirmed :]
+    unconfirmed = [message for batch in client.unconfirmed for message in batch]
+    handled, kept = unconfirmed[: received - client.confirmed], unconfirmed[received - client.confirmed :]
     client.unconfirmed.clear()
+    events_were_read(state, client, handled)
     client.confirmed = client.sent = received
     if kept:
         state.outboxes[client.peer] = kept + state.outboxes.get(client.peer, [])
@@ -151,6 +154,7 @@ def keep_sent(state: State, outboxes: dict[PeerId, list[Message]]) -> None:
         if client.sent - client.confirmed > MAX_UNCONFIRMED:
             client.grace_s = 0.0
             client.unconfirmed.clear()
+            client.unread_bytes = 0
             if client.away is not None:
                 client.away.until = state.now
 
@@ -166,7 +170,9 @@ def confirm(state: State, client: Client, message: Received) -> None:
         raise ProtocolError(f"a client has handled {message.number} messages of {client.sent}")
     unconfirmed = client.unconfirmed
     while unconfirmed and client.confirmed + len(unconfirmed[0]) <= message.number:
-        client.confirmed += len(unconfirmed.popleft())
+        batch = unconfirmed.popleft()
+        client.confirmed += len(batch)
+        events_were_read(state, client, batch)
 
 
 def _lean(message: Message) -> Message:

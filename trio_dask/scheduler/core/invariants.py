@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 from trio_dask.ids import PeerId
 from trio_dask.scheduler.core.state import COORDINATION, FIRE_AND_FORGET, State, Task, Worker
 from trio_dask.scheduler.core.task_states import FORGOTTEN, RELEASED, Erred, InMemory, Processing, Queued, Waiting
+from trio_dask.scheduler.core.topic_handlers import unread_bytes
 from trio_dask.scheduler.core.worker_states import GONE, HERE, Away, Retiring
 from trio_dask.scheduler.core.worker_transitions import absence_of
 
@@ -32,6 +35,9 @@ def check(state: State) -> None:
         assert (client.away is not None) == (client.peer in state.away_clients), f"{client.name} is away or not"
         unconfirmed = sum(map(len, client.unconfirmed))
         assert not client.grace_s or client.sent - client.confirmed == unconfirmed, "sent messages are counted wrongly"
+        if client.grace_s:
+            unread = unread_bytes(chain(*client.unconfirmed, state.outboxes.get(client.peer, ())))
+            assert client.unread_bytes == unread, "unread events are counted wrongly"
     state.coordination.check(state.clients.keys())
     for task, count in state.coordinated.items():
         assert COORDINATION in task.wanted, f"{task} is in a queue or variable, and does not know"

@@ -335,6 +335,10 @@ class Client:
     """The number of those that stand before `unconfirmed`."""
     unconfirmed: deque[list[Message]] = field(default_factory=deque[list[Message]])
     """What was sent to it, and has not been confirmed, in batches."""
+    unread_bytes: int = 0
+    """What the events of topics among these take."""
+    missed: int = 0
+    """How many events it did not get, as too many were unread."""
     stuck: StuckNews | None = None
     """While tasks of it wait for a worker that is not there: what it was told of them."""
 
