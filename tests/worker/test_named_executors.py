@@ -154,7 +154,9 @@ async def test_an_executor_that_breaks_fails_the_tasks(slots: Slots) -> None:
         assert await value_of(slots, abs, -1) == 1
 
 
-async def test_a_task_that_waits_for_its_executor_is_cancelled_at_once(slots: Slots, gpu: ThreadPoolExecutor) -> None:
+async def test_a_task_that_waits_for_its_executor_is_cancelled_at_once(
+    slots: Slots, gpu: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     release = threading.Event()
     gpu.submit(release.wait, PATIENCE_S)
     submitted = threading.Event()
@@ -165,7 +167,7 @@ async def test_a_task_that_waits_for_its_executor_is_cancelled_at_once(slots: Sl
         submitted.set()
         return future
 
-    gpu.submit = note_submit  # type: ignore[method-assign]
+    monkeypatch.setattr(gpu, "submit", note_submit)
     run = slots.offer(1, abs, -1, executor="gpu")
     slots.wake()
     assert await trio.to_thread.run_sync(submitted.wait, PATIENCE_S)
