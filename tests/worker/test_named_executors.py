@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
@@ -85,6 +86,20 @@ async def test_a_task_in_another_process_is_pickled_there_and_back(slots: Slots)
     assert "cannot pickle" in str(error)
     error = await error_of(slots, len, threading.Lock, executor="processes")
     assert isinstance(error, TypeError)
+
+
+class Pickling(Executor):
+    """It pickles what it is given, and runs that at once: a process that was forked here has our context variables."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future = Future[Any]()
+        future.set_result(pickle.loads(pickle.dumps(fn))(*args, **kwargs))
+        return future
+
+
+async def test_no_task_is_running_where_a_call_was_pickled(slots: Slots) -> None:
+    slots.handle.executors["pickling"] = Pickling()
+    assert await value_of(slots, in_another_process, [1], executor="pickling") == (os.getpid(), None, [2])
 
 
 class Odd(Exception):
