@@ -1,6 +1,8 @@
 """How tasks of graphs run: by their annotations, by those around the call, and by the options of the call."""
 
+import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from tests.untyped_dask import da, db, delayed
 from tests.untyped_dask import whole as dask
-from trio_dask import AsyncClient, Client, LocalCluster, get_worker, open_local_cluster, wait
+from trio_dask import AsyncClient, Client, LocalCluster, TaskTimeout, get_worker, open_local_cluster, wait
 
 
 def where(_: Any = None) -> Any:
@@ -103,21 +105,88 @@ def test_options_that_are_not_given_leave_annotations_around_the_call_alone(clie
         assert future.result(timeout=10) == 1
 
 
-def test_an_executor_that_no_worker_has_is_refused(client: Client) -> None:
-    message = r"Invalid executor 'bad'; expected one of: \['default'\]"
+GO_ON = threading.Event()
+
+
+def wait_to_go_on() -> None:
+    assert GO_ON.wait(10)
+
+
+def thread(_: Any = None) -> str:
+    return f"{threading.current_thread().name.partition('_')[0].partition('-')[0]} of {get_worker().name}"
+
+
+def thread_of_block(block: Any) -> Any:
+    return np.full(len(block), thread())
+
+
+@pytest.fixture
+def gpu(client: Client) -> Iterator[None]:
+    """Each worker has an executor of this name."""
+
+    def add(dask_worker: Any) -> None:
+        dask_worker.executors["gpu"] = ThreadPoolExecutor(1, thread_name_prefix="gpu")
+
+    def remove(dask_worker: Any) -> None:
+        dask_worker.executors.pop("gpu").shutdown()
+
+    client.run(add)
+    yield
+    client.run(remove)
+
+
+def test_tasks_run_in_the_executor_that_is_annotated(client: Client, gpu: None) -> None:
+    with dask.annotate(executor="gpu", workers=[1]):
+        annotated = delayed(thread)("annotated")
+        assert client.submit(thread, "submitted").result() == "gpu of 1"
+        assert client.gather(client.map(thread, [1, 2])) == ["gpu of 1"] * 2
+        assert client.get({"graph": (thread, 0)}, "graph") == "gpu of 1"
+    assert annotated.compute() == client.compute(annotated).result() == "gpu of 1"
+    assert client.persist(annotated).compute() == "gpu of 1"
+    plain = delayed(thread)("plain")
+    assert client.compute(plain, executor="gpu", workers=[2]).result() == "gpu of 2"
+    assert client.persist(delayed(thread)("kept"), executor="gpu", workers=[2]).compute() == "gpu of 2"
+    with dask.annotate(executor="default", workers=[0]):
+        assert client.submit(thread, "default").result() == "slot of 0"
+    with dask.annotate(executor=lambda key: "gpu", workers=[0]):
+        assert delayed(thread)("by a function of the key").compute() == "gpu of 0"
+
+
+def test_blocks_of_an_array_run_in_the_executor_of_their_layer(client: Client, gpu: None) -> None:
+    x = da.zeros(4, chunks=2)
+    with dask.annotate(executor="gpu", workers=[1]):
+        y = x.map_blocks(thread_of_block, dtype="U9")
+    with dask.config.set({"optimization.fuse.active": False}):
+        assert y.compute().tolist() == ["gpu of 1"] * 4
+
+
+def test_other_annotations_hold_for_a_task_with_an_executor(client: Client, gpu: None) -> None:
+    with dask.annotate(executor="gpu", resources={"GPU": 1}, retries=2, workers=[0]):
+        assert client.submit(fails_first, "in an executor", 2).result() == 3
+    GO_ON.clear()
+    with dask.annotate(executor="gpu", workers=[0]):
+        with pytest.raises(TaskTimeout):
+            client.submit(wait_to_go_on, time_limit=0.01).result(timeout=10)
+        GO_ON.set()
+        assert client.submit(abs, -1).result(timeout=10) == 1
+
+
+def test_an_executor_that_no_worker_has_fails_the_task(client: Client, gpu: None) -> None:
+    message = r"Invalid executor 'bad'; expected one of: \['default', 'gpu'\]"
     with dask.annotate(executor="bad"):
         annotated = delayed(where)()
+        future = client.submit(where, "bad")
         with pytest.raises(ValueError, match=message):
             delayed(where)("around").compute()
+    assert isinstance(future.exception(timeout=10), ValueError)
+    assert future.status == "error"
     with pytest.raises(ValueError, match=message):
         client.compute(annotated).result(timeout=10)
-    for call in (client.compute, client.persist):
-        with pytest.raises(ValueError, match=message):
-            call(delayed(where)("option"), executor="bad")
-    with dask.annotate(executor="default"):
-        plain = delayed(where)()
-        assert plain.compute() in (0, 1, 2)
-        assert client.compute(plain, executor="default").result() in (0, 1, 2)
+    for option in (1, ""):
+        with dask.annotate(executor=option), pytest.raises(ValueError, match="executor is the name of one that"):
+            client.submit(where, "odd")
+    with dask.annotate(executor="gpu"), pytest.raises(ValueError, match="an actor has a thread of its own"):
+        client.submit(list, actor=True)
 
 
 def test_a_task_is_run_again_as_often_as_it_is_annotated(client: Client) -> None:
@@ -184,8 +253,6 @@ def test_annotations_around_plain_calls_hold_where_the_call_says_nothing(client:
         assert client.submit(where, "own", workers=[1]).result() == 1
     with dask.annotate(retries=2, workers=[0], other="for other libraries"):
         assert client.submit(fails_first, "around a call", 2).result() == 3
-    with dask.annotate(executor="bad"), pytest.raises(ValueError, match="Invalid executor 'bad'"):
-        client.submit(where, "bad")
 
 
 async def test_annotations_around_calls_of_the_async_client_hold(async_client: AsyncClient) -> None:

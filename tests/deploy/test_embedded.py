@@ -4,7 +4,9 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.untyped_dask import whole as dask
 from trio_dask import (
     AsyncClient,
     ClusterError,
@@ -26,6 +29,7 @@ from trio_dask import (
     Security,
     UsageError,
     Worker,
+    WorkerPlugin,
     get_worker,
     open_local_cluster,
 )
@@ -63,6 +67,43 @@ async def test_a_cluster_inside_one_trio_loop() -> None:
         assert "w, at tcp://" in repr(worker)
         assert scheduler.address in scheduler._repr_html_()
     assert (scheduler.status, worker.status, scheduler.workers) == ("closed", "closed", [])
+
+
+def thread() -> str:
+    return threading.current_thread().name
+
+
+class Gpu(WorkerPlugin):
+    """Each worker has an executor for it."""
+
+    def setup(self, worker: Any) -> None:
+        self.executor = worker.executors["gpu"] = ThreadPoolExecutor(1, thread_name_prefix="gpu")
+
+    def teardown(self, worker: Any) -> None:
+        del worker.executors["gpu"]
+        self.executor.shutdown()
+
+
+async def test_a_worker_has_executors_of_its_program_and_those_of_plugins() -> None:
+    with ThreadPoolExecutor(1, thread_name_prefix="mine") as mine:
+        async with (
+            Scheduler(**HERE) as scheduler,
+            Worker(scheduler.address, nthreads=1, executor={"mine": mine}, **HERE) as worker,
+            AsyncClient(scheduler.address) as client,
+        ):
+            assert dict(worker.executors) == {"mine": mine}
+            await client.register_plugin(Gpu(), name="gpu")
+            with dask.annotate(executor="mine"):
+                assert await client.submit(thread) == "mine_0"
+            with dask.annotate(executor="gpu"):
+                assert await client.submit(thread, pure=False) == "gpu_0"
+                await client.unregister_worker_plugin("gpu")
+                with pytest.raises(ValueError, match=r"Invalid executor 'gpu'; expected one of: \['default', 'mine'\]"):
+                    await client.submit(thread, pure=False)
+        assert mine.submit(abs, -1).result() == 1
+    for wrong, error in ((mine, TypeError), ({"default": mine}, UsageError), ({"mine": 1}, TypeError)):
+        with pytest.raises(error):
+            Worker("tcp://h:1", executor=wrong)  # type: ignore[arg-type]
 
 
 async def test_scheduler_and_port_can_be_given_apart() -> None:

@@ -386,3 +386,14 @@ def test_a_chain_of_ten_thousand_links_fails_and_is_forgotten_without_recursion(
     worker.fail(worker.runs()[0])
     assert len(client.failed()) == len(keys)
     kit.assert_empty()
+
+
+def test_the_name_of_an_executor_goes_with_the_runs_that_have_one() -> None:
+    kit = Kit()
+    client, worker = kit.client(), kit.worker(nthreads=2)
+    client.submit("plain")
+    client.submit("named", executor="gpu")
+    assert {run.key: run.extra for run in worker.runs()} == {"plain": {}, "named": {"executor": "gpu"}}
+    for wrong in ("", 1):
+        with pytest.raises(ProtocolError, match="executor"):
+            client.submit("wrong", executor=wrong)

@@ -504,6 +504,7 @@ def test_a_blob_in_pieces_is_complete_when_all_have_come() -> None:
         pytest.param(run(1, "again"), id="a run number twice"),
         pytest.param(Run(RunId(9), "k", b"?" * 16, b"", (), 0, {}), id="a function that was never sent"),
         pytest.param(run(9, "k", time_limit="soon"), id="a time limit that is no number"),
+        pytest.param(run(9, "k", executor=1), id="an executor that is no text"),
         pytest.param(Blob(b"b" * 16, 1, b"long"), id="a blob longer than itself"),
     ],
 )

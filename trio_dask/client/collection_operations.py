@@ -51,8 +51,8 @@ class CollectionOperations(Generic[F]):
         Options are those of `submit`, for all tasks; annotations of tasks (`dask.annotate`) come first, where dask
         keeps them: it drops those of arrays and bags when it fuses tasks, which `optimize_graph=False` prevents (for
         arrays `dask.config.set({"optimization.fuse.active": False})` as well), and those of dataframes. An annotation
-        around the call itself counts for all tasks. An `executor` other than "default" is refused, with `UsageError`;
-        other keywords mean nothing.
+        around the call itself counts for all tasks. `executor` names one that the workers have; other keywords mean
+        nothing.
         """
         if actors:
             raise UsageError("actors are not supported")

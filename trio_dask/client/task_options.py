@@ -37,7 +37,7 @@ class Options(TypedDict, total=False):
     time_limit: seconds, or a text such as "5 min"; one that runs longer fails with `TaskTimeout`.
     actor: keep what each returns on its worker, and have a proxy of it for the result.
     output: "forward" to have what they print shown by the clients as well.
-    executor: "default", as with distributed: a worker has no other.
+    executor: the name of one that their worker has (`get_worker().executors`), or "default": the worker's own threads.
     fifo_timeout: accepted for compatibility; submissions of one client always run in their order.
     """
 
@@ -148,8 +148,10 @@ def extra_from(options: Options, span: Span | None = None) -> Mapping[str, Any]:
         if output != FORWARD:
             raise UsageError(f'output is "forward" or None, not {output!r:.60}')
         extra["output"] = FORWARD
-    if (executor := options.get("executor")) is not None and executor != DEFAULT_EXECUTOR:
-        raise UsageError(f"Invalid executor {executor!r:.60}; expected one of: {[DEFAULT_EXECUTOR]}")
+    if (executor := options.get("executor")) is not None and (name := _executor(executor)) != DEFAULT_EXECUTOR:
+        if "actor" in extra:
+            raise UsageError(f"an actor has a thread of its own, and cannot run in executor {name!r:.60}")
+        extra["executor"] = name
     if unknown := options.keys() - Options.__annotations__.keys():
         raise TypeError(f"there is no option {min(unknown)!r}")
     if span is None:
@@ -166,6 +168,12 @@ def whole_number(name: str, number: Any, least: int, most: int) -> int:
     if isinstance(number, bool | str) or found != number or not least <= found <= most:
         raise UsageError(f"{name} must be a whole number from {least} to {most}, not {number!r:.60}")
     return found
+
+
+def _executor(executor: Any) -> str:
+    if type(executor) is not str or not executor:
+        raise UsageError(f'executor is the name of one that the worker has, such as "gpu", not {executor!r:.60}')
+    return checked_text("the name of an executor", executor, MAX_KEY_LENGTH)
 
 
 def _priority(priority: Any) -> float:

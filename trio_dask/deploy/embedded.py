@@ -11,7 +11,7 @@ exit with.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,11 @@ from trio_dask.processes.child_process import pass_on
 from trio_dask.processes.spawn import Starter, start_by_exec
 from trio_dask.security.credentials import Credentials
 from trio_dask.worker.drain_request import DrainRequest
+from trio_dask.worker.named_executors import NamedExecutors
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from trio_dask.nanny.handle import NannyHandle
     from trio_dask.nanny.service import Nanny as NannyService
     from trio_dask.processes.child_context import ChildLog
@@ -164,6 +167,8 @@ class Worker(Embedded):
       memory_limit: of this process, such as "4GiB", a number of bytes, a fraction of the machine, "auto" (the machine),
         or None for no limit.
       resources: what it offers to tasks that ask for resources.
+      executor: executors in which tasks run that name one of them, by name, such as `{"gpu": ThreadPoolExecutor(1)}`.
+        They stay yours: this does not shut them down.
       host: name or address to listen on; by default this machine's address on the route to the scheduler.
       port: 0 takes any free one; "9000:9010" tries these in order.
       security: certificates and TLS settings, a `Security` or a dict of its arguments.
@@ -187,6 +192,7 @@ class Worker(Embedded):
         name: WorkerName | None = None,
         memory_limit: str | float | None = "auto",
         resources: Mapping[str, float] | None = None,
+        executor: Mapping[str, Executor] | None = None,
         host: str | None = None,
         port: int | str = 0,
         security: Any = None,
@@ -206,6 +212,12 @@ class Worker(Embedded):
             options=options,
         )
         self._set_up(plan)
+        if executor is not None and not isinstance(executor, Mapping):
+            raise TypeError(
+                f'executor is a dict such as {{"gpu": ThreadPoolExecutor(1)}}, not {executor!r:.60}: tasks that name '
+                "none run in the worker's own threads"
+            )
+        self._executors.update(executor or {})
 
     @classmethod
     def of(cls, settings: WorkerSettings) -> Worker:
@@ -219,6 +231,7 @@ class Worker(Embedded):
         self._plan = plan
         self._settings = plan.settings.worker
         self._drain = DrainRequest()
+        self._executors = NamedExecutors()
         self._handle: WorkerHandle | None = None
 
     @property
@@ -284,6 +297,11 @@ class Worker(Embedded):
         """What tasks keep here for others. Raises `ClusterError` as above."""
         return self.handle.state
 
+    @property
+    def executors(self) -> MutableMapping[str, Executor]:
+        """The executors in which tasks run that name one of them (`dask.annotate(executor=...)`)."""
+        return self._executors
+
     def _facts(self) -> dict[str, str]:
         limit = "no limit" if self.memory_limit is None else format_bytes(self.memory_limit)
         shown = {"name": str(self.name), "at": self.address} if self.name != self.address else {"at": self.address}
@@ -303,6 +321,7 @@ class Worker(Embedded):
     @asynccontextmanager
     async def _around(self, handle: WorkerHandle) -> AsyncGenerator[None]:
         self._handle = handle
+        handle.executors = self._executors
         nanny = self._plan.settings
         sources = await read_remote_modules(nanny.preload)
         modules = preload(nanny.preload, nanny.preload_argv, sources=sources)

@@ -167,7 +167,7 @@ class Submit(NamedTuple):
     Tasks of one client run in the order of submission where nothing else decides.
     `extra` may hold: priority (a number, larger first), retries (int), workers (names, addresses or hosts),
     allow_other_workers (bool), resources (name -> amount), time_limit (seconds), actor (True), span (names),
-    output ("forward": what they print goes to the clients).
+    output ("forward": what they print goes to the clients), executor (the name of one that its worker has).
     """
 
     function: Digest
@@ -555,7 +555,7 @@ class Run(NamedTuple):
     order of submission, runs first. `extra` may hold: announce (bool: send `Started` and flush it before the task
     starts), time_limit (seconds), attempt (int, absent means 1), actor (True: keep the object, and take a proxy for the
     result), priority (int, absent means 0: the user's, which comes before that order; lower runs first), output
-    ("forward": so does what it prints). If a client
+    ("forward": so does what it prints), executor (the name of one that the worker has, in which it runs). If a client
     has `wanted` the result so far, a small one is to come along with the report, and so is a very small one, of
     `SMALL_VALUE_BYTES`, if it is `shared`: tasks depend on it that may run elsewhere.
     """

@@ -355,6 +355,22 @@ def rebuild_exception(error: bytes | None, text: str, *, key: Key, worker: str, 
     its type is not available here, it is a `RemoteError`. If this machine lacks the source lines, a note has the
     traceback as text.
     """
+    exc, complete = _rebuilt(error, text)
+    notes = [f"in task {key!r} on worker {worker}, attempt {attempt}"]
+    if not complete:
+        notes.append(f"remote traceback, because its source is not available here:\n{text}")
+    for note in notes:
+        _attempt(partial(exc.add_note, note), None)
+    return exc
+
+
+def load_exception(error: bytes | None, text: str) -> BaseException:
+    """The same without notes, as for what another process of this machine has described."""
+    return _rebuilt(error, text)[0]
+
+
+def _rebuilt(error: bytes | None, text: str) -> tuple[BaseException, bool]:
+    """The exception, and whether this machine has all source lines of its traceback."""
     try:
         rows = [_Node(*fields) for fields in pickle.loads(error or b"")]
         nodes = [node._replace(frames=tuple(Frame(*frame) for frame in node.frames)) for node in rows]
@@ -363,9 +379,4 @@ def rebuild_exception(error: bytes | None, text: str, *, key: Key, worker: str, 
     except PICKLING_FAILURES:  # there is none, or it is not one of ours
         exc = _from_text(text)
         complete = False
-    notes = [f"in task {key!r} on worker {worker}, attempt {attempt}"]
-    if not complete:
-        notes.append(f"remote traceback, because its source is not available here:\n{text}")
-    for note in notes:
-        _attempt(partial(exc.add_note, note), None)
-    return exc
+    return exc, complete

@@ -5,13 +5,13 @@
 | functions | `pickle_function`, `load_function` | `pickled_functions` |
 | calls and their tokens | `pickle_call`, `call_token`, `load_call` | `pickled_calls`, `call_tokens` |
 | results, scattered data | `pickle_value`, `dump_value`, `stream_value`, `load_value` | `pickled_values` |
-| what tasks raise | `describe_exception`, `rebuild_exception` | `pickled_exceptions`, `tracebacks` |
+| what tasks raise | `describe_exception`, `rebuild_exception`, `load_exception` | `pickled_exceptions`, `tracebacks` |
 """
 
 from __future__ import annotations
 
 from trio_dask.protocol.pickled_calls import PickledCall, call_token, load_call, pickle_call
-from trio_dask.protocol.pickled_exceptions import describe_exception, rebuild_exception
+from trio_dask.protocol.pickled_exceptions import describe_exception, load_exception, rebuild_exception
 from trio_dask.protocol.pickled_functions import PickledFunction, load_function, pickle_function
 from trio_dask.protocol.pickled_values import (
     PickledValue,
@@ -36,6 +36,7 @@ __all__ = [
     "describe_exception",
     "dump_value",
     "load_call",
+    "load_exception",
     "load_function",
     "load_value",
     "measure_value",

@@ -1,6 +1,7 @@
 """What the tasks of this worker are doing: the frames of their threads.
 
-A slot notes nothing for this: its thread is found by the frame of `Executor._execute`, which knows its task.
+A slot notes nothing for this: its thread is found by the frame of `Executor._execute`, which knows its task. So is a
+thread of an executor of users, by that of `run_here`; then the slot only waits for it.
 """
 
 from __future__ import annotations
@@ -13,14 +14,21 @@ from typing import Final
 
 from trio_dask.ids import Key
 from trio_dask.worker.executor import Executor
+from trio_dask.worker.named_executors import call_in_executor, run_here
 from trio_dask.worker.task_context import TaskContext
 
-EXECUTE: Final[CodeType] = Executor._execute.__code__  # pyright: ignore[reportPrivateUsage] - its frames are found
+_EXECUTE: Final[CodeType] = Executor._execute.__code__  # pyright: ignore[reportPrivateUsage] - its frames are found
+EXECUTE: Final = frozenset({_EXECUTE, run_here.__code__})
+"""What calls the function of a task, with its context as the variable `context`."""
+WAIT: Final[CodeType] = call_in_executor.__code__
+"""What a slot is in while it waits for an executor of users."""
 
 
 def running_frames() -> dict[Key, list[FrameType]]:
     """The frames of the tasks that run here, each from the task's own call to where it is."""
-    return {key: frames for frame in _frames_of_threads() for key, frames in _of_task(frame)}
+    found = [task for frame in _frames_of_threads() for task in _of_task(frame)]
+    found.sort(key=lambda task: not (task[1] and task[1][0].f_code is WAIT))  # where a thread does the work, it counts
+    return dict(found)
 
 
 def _frames_of_threads() -> list[FrameType]:
@@ -29,7 +37,7 @@ def _frames_of_threads() -> list[FrameType]:
 
 def _of_task(frame: FrameType | None) -> list[tuple[Key, list[FrameType]]]:
     frames: list[FrameType] = []
-    while frame is not None and frame.f_code is not EXECUTE:
+    while frame is not None and frame.f_code not in EXECUTE:
         frames.append(frame)
         frame = frame.f_back
     context = None if frame is None else frame.f_locals.get("context")

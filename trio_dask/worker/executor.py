@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableSequence
 from contextlib import suppress
+from functools import partial
 from math import inf
 from queue import SimpleQueue
 from time import perf_counter
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 
 import trio
 
-from trio_dask.errors import Reschedule, TaskCancelled
+from trio_dask.errors import Reschedule, TaskCancelled, UsageError
 from trio_dask.hooks import hooks
 from trio_dask.ids import Digest, Key
 from trio_dask.protocol.changing_code import changes_given
@@ -39,6 +40,7 @@ from trio_dask.worker import forwarded_output
 from trio_dask.worker.async_tasks import AsyncCall, raiser, run_async
 from trio_dask.worker.core.ready_queue import ReadyQueue
 from trio_dask.worker.memory_reservations import Reservations
+from trio_dask.worker.named_executors import Call, call_in_executor
 from trio_dask.worker.result_store import load_frames
 from trio_dask.worker.running_table import RunningTable
 from trio_dask.worker.secede import Rejoined, Seceded, SecededTasks
@@ -417,6 +419,7 @@ class Executor:
         context.has_memory = True
         enter(context)
         turn: Turn | None = None
+        elsewhere = ""
         try:
             known = self._functions.get(run.function)
             is_computed = run.call[0] == COMPUTED
@@ -424,7 +427,7 @@ class Executor:
             if turns.busy or marker == CHANGES or (known is None and self._blobs[run.function][0] == CHANGES):
                 turn = self._wait_for_turn(context)
             if run.extra:
-                self._begin(context)
+                elsewhere = self._begin(context)
             self._cells[number] = run.run
             if self._cancelled_runs and id(run) in self._cancelled_runs:
                 context.cancelled = True
@@ -443,6 +446,11 @@ class Executor:
                 function, is_async, args, kwargs = self._load_in_turn(turn, run, values)
             if known is None:
                 context.started_at = perf_counter()  # loading a function may import its library: not what a call takes
+            if elsewhere:
+                call = Call(function, args, kwargs, values if is_computed else None)
+                function = self._in_executor(context, elsewhere, call, is_async=is_async)
+                args, kwargs, is_async, is_computed = (), {}, False, False
+                del call
             if is_computed:
                 args, kwargs = GivenArguments(*args).compute(values)
             value = self._call_async(context, function, args, kwargs) if is_async else function(*args, **kwargs)
@@ -539,7 +547,8 @@ class Executor:
                 self._large[function] = expected
             self._largest = max(list(self._large.values()), default=0)
 
-    def _begin(self, context: TaskContext) -> None:
+    def _begin(self, context: TaskContext) -> str:
+        """What the options of a task ask for before it begins. Returns the name of its executor, if it has one."""
         extra = context.run.extra
         if "output" in extra:
             forwarded_output.begin(context)
@@ -549,6 +558,19 @@ class Executor:
             go.get()
         elif "time_limit" in extra:
             self._post(Begun(context.run, None))
+        name: str = extra.get("executor", "")
+        if name:
+            self._worker.executors.find(name)  # before anything is unpickled
+        return name
+
+    def _in_executor(self, context: TaskContext, name: str, call: Call, *, is_async: bool) -> Callable[[], Any]:
+        """A function that makes the call in an executor of users."""
+        if is_async:
+            raise UsageError(
+                f"`async def` tasks run under Trio, not in executor {name!r}: leave out the executor, or submit a "
+                "plain `def` function"
+            )
+        return partial(call_in_executor, name, self._worker.executors.find(name), context, call, self.threads)
 
     def _load(self, digest: Digest) -> tuple[Callable[..., Any], bool]:
         function, shared = load_alone(load_function, digest, self._blobs[digest], self._blobs)

@@ -18,7 +18,7 @@ from trio_dask.processes.profiler import Profiler
 from trio_dask.processes.stack_samples import Rows, Samples
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.worker.async_tasks import run_async
-from trio_dask.worker.call_stacks import EXECUTE
+from trio_dask.worker.call_stacks import EXECUTE, WAIT
 from trio_dask.worker.executor import Executor
 from trio_dask.worker.task_context import TaskContext, context_in
 
@@ -60,10 +60,10 @@ class TaskProfiler(Profiler):
         for thread in list(self._threads):
             frame = frames.get(thread)
             codes: list[CodeType] = []
-            while frame is not None and frame.f_code is not EXECUTE:
+            while frame is not None and frame.f_code not in EXECUTE:
                 codes.append(frame.f_code)
                 frame = frame.f_back
-            if frame is None or (codes and codes[-1] is _CALL_ASYNC):
+            if frame is None or (codes and codes[-1] in (_CALL_ASYNC, WAIT)):
                 continue
             context: Any = frame.f_locals.get("context")
             if isinstance(context, TaskContext):

@@ -17,6 +17,7 @@ from trio_dask.ids import Key, given_name
 from trio_dask.parsing import counted
 from trio_dask.protocol.logged_events import log_message
 from trio_dask.protocol.messages import LogEvent, Run
+from trio_dask.worker.named_executors import NamedExecutors
 from trio_dask.worker.spill_directory import SpillDirectory
 
 
@@ -25,7 +26,8 @@ class WorkerHandle:
 
     `address`, `scheduler_address` and `incarnation` are those of the present session, and empty between sessions.
     `data` maps the keys held here to their values, `plugins` the names of plugins to these. `state` belongs to the
-    user: what one task puts there, the next one finds, as long as this process lives.
+    user: what one task puts there, the next one finds, as long as this process lives. So do `executors`, in which tasks
+    run that name one of them, beside "default", the worker's own threads.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class WorkerHandle:
         self.incarnation = ""
         self.data: Mapping[Key, Any] = {} if data is None else data
         self.state: dict[str, Any] = {}
+        self.executors = NamedExecutors()
         self.plugins: Mapping[str, Any] = {}
         self.forget_functions: Callable[[], None] = lambda: None
         """Have the functions of tasks unpickled anew, as modules have changed. From any thread."""
@@ -165,7 +168,7 @@ class TaskContext:
         self.started_at = perf_counter()
         self.cancelled = False
         self.has_memory = False
-        self._on_cancel: Callable[[], None] | None = None
+        self._on_cancel: Callable[[], object] | None = None
         self.turn: Any = None
 
     @property
@@ -184,7 +187,7 @@ class TaskContext:
         if self._on_cancel is not None:
             self._on_cancel()
 
-    def on_cancel(self, hook: Callable[[], None]) -> None:
+    def on_cancel(self, hook: Callable[[], object]) -> None:
         """Have `cancel` call `hook`; at once if the run is cancelled already. For the worker's own thread."""
         self._on_cancel = hook
         if self.cancelled:

@@ -221,6 +221,8 @@ def _extra(task: Task) -> dict[str, object]:
         extra["actor"] = True
     if task.options.output:
         extra["output"] = task.options.output
+    if task.options.executor:
+        extra["executor"] = task.options.executor
     if task.history is not None:
         extra["attempt"] = task.history.attempts
         if task.history.suspect:

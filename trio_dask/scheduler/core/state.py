@@ -135,6 +135,8 @@ class TaskOptions(NamedTuple):
     """The worker keeps the object that the task makes. The result is a proxy, and stands or falls with that worker."""
     output: str = ""
     """"forward": what the task prints goes to the clients."""
+    executor: str = ""
+    """The name of one that its worker has, if not the worker's own threads."""
     span: tuple[str, ...] = ()
     """A name in parts, for people."""
 

@@ -273,7 +273,7 @@ def _options(extra: Mapping[str, Any]) -> TaskOptions:
         check = _CHECKS.get(name)
         if check is None or not check(value):
             raise ProtocolError(f"Submit with {name}={value!r}")
-    names = ("retries", "workers", "allow_other_workers", "actor", "output", "span")
+    names = ("retries", "workers", "allow_other_workers", "actor", "output", "executor", "span")
     fields = {name: extra[name] for name in names if name in extra}
     if "priority" in extra:
         fields["priority"] = _ordinal(extra["priority"])
@@ -325,5 +325,6 @@ _CHECKS: Final[Mapping[str, Callable[[object], bool]]] = {
     "time_limit": _is_amount,
     "actor": lambda value: value is True,
     "output": lambda value: value == "forward",
+    "executor": lambda value: type(value) is str and value != "",
     "span": _are_names,
 }

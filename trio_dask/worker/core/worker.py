@@ -211,8 +211,11 @@ class WorkerCore:
             raise ProtocolError(f"run {number} was assigned twice")
         if run.function not in self.blobs.complete:
             raise ProtocolError(f"run {number} calls a function that was never sent")
-        if run.extra and not isinstance(run.extra.get("time_limit", 0), int | float):
-            raise ProtocolError(f"run {number} has a time limit that is no number")
+        if run.extra:
+            if not isinstance(run.extra.get("time_limit", 0), int | float):
+                raise ProtocolError(f"run {number} has a time limit that is no number")
+            if not isinstance(run.extra.get("executor", ""), str):
+                raise ProtocolError(f"run {number} names an executor by something that is no text")
         if not self.is_open:
             self._outbox.append(m.RunsReturned((number,)))
             return
