@@ -51,6 +51,17 @@ def test_an_actor_is_lost_with_its_worker_though_others_have_its_proxy() -> None
     kit.assert_empty()
 
 
+def test_a_lost_actor_says_how_its_worker_ended() -> None:
+    for expected, why in ((False, "is lost: killed by SIGKILL"), (True, "left")):
+        kit = Kit()
+        client = kit.client()
+        home = hosted(kit, client)
+        home.leave(reason="killed by SIGKILL", expected=expected)
+        kit.tick(0.1)
+        (failed,) = client.take(m.KeyFailed)
+        assert failed.text.endswith(f"lived on one worker: worker {home.name} {why}")
+
+
 def test_an_actor_outlives_those_that_have_its_proxy_or_cannot_reach_it() -> None:
     kit = Kit()
     client = kit.client()

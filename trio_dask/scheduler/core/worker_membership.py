@@ -74,6 +74,7 @@ def remove_worker(
     running there are blamed: `ran`, where that is known. `of_memory`: it had too much.
     """
     info = worker.info
+    why = f"worker {info.title} left" if expected else f"worker {info.title} is lost: {reason}"
     if not expected:
         state.requests.append(LogLine(f"Worker {info.title} is lost: {reason}", serious=True))
     absence = absence_of(worker)
@@ -89,7 +90,7 @@ def remove_worker(
     if not expected:
         _recall_readers(state, worker)
     for task in list(worker.holds):
-        remove_replica(state, task, worker, f"worker {info.name} left")
+        remove_replica(state, task, worker, why)
         if not expected and type(task.phase) is InMemory:
             # Others have it too. A client that asks this worker for it might wait for ever (see `_recall_readers`).
             for peer in task.wanted:
@@ -98,7 +99,7 @@ def remove_worker(
     for task in stranded:
         phase = task.phase
         if type(phase) is Processing and phase.worker is worker:
-            requeue(state, task, f"worker {info.name} left")
+            requeue(state, task, why)
     for task in running:
         _blame(state, task, worker, reason, "was running on")
     for task, nbytes in heavy.items():
