@@ -49,6 +49,14 @@ def test_sync_awaits_a_function_in_the_clients_loop() -> None:
         assert client.status == "running"
 
 
+def test_sync_of_a_plain_function_says_to_call_it() -> None:
+    plain: Any = increment
+    with LocalCluster(n_workers=0, processes=False) as cluster, Client(cluster) as client:
+        for sync in (client.sync, cluster.sync):
+            with pytest.raises(TypeError, match=r"increment at .* is none: call it without sync"):
+                sync(plain, 1)
+
+
 async def test_sync_of_an_async_client_is_awaited(async_client: AsyncClient) -> None:
     assert await async_client.sync(in_trio, 1, more=2) == 3
 
