@@ -32,6 +32,13 @@ def test_futures_are_listed_as_long_as_the_program_has_them() -> None:
         assert client.futures == {}
 
 
+def test_a_client_knows_where_its_scheduler_is(tmp_path: Path) -> None:
+    with LocalCluster(n_workers=0, processes=False) as cluster, Client(cluster) as client:
+        assert client.scheduler.address == client.scheduler_info()["address"] == cluster.scheduler_address
+    waiting = AsyncClient(scheduler_file=str(tmp_path / "none.json"))
+    assert waiting.scheduler.address == ""
+
+
 def test_sync_awaits_a_function_in_the_clients_loop() -> None:
     with open_client(MiniCluster()) as client:
         assert client.sync(in_trio, 1, more=2) == 3
@@ -40,6 +47,14 @@ def test_sync_awaits_a_function_in_the_clients_loop() -> None:
         assert client.loop is None
         client.start()
         assert client.status == "running"
+
+
+def test_sync_of_a_plain_function_says_to_call_it() -> None:
+    plain: Any = increment
+    with LocalCluster(n_workers=0, processes=False) as cluster, Client(cluster) as client:
+        for sync in (client.sync, cluster.sync):
+            with pytest.raises(TypeError, match=r"increment at .* is none: call it without sync"):
+                sync(plain, 1)
 
 
 async def test_sync_of_an_async_client_is_awaited(async_client: AsyncClient) -> None:

@@ -101,6 +101,11 @@ def test_arrays_come_and_go(client: Client) -> None:
     assert client.submit(np.sum, everywhere).result() == arrays[0].sum()
 
 
+def test_a_task_knows_the_id_of_its_worker(client: Client) -> None:
+    ids = client.run(lambda dask_worker: dask_worker.id)
+    assert ids == {address: worker["id"] for address, worker in client.scheduler_info()["workers"].items()}
+
+
 def test_a_task_can_use_the_client_of_its_worker(client: Client) -> None:
     assert client.submit(sum_of_children, 10).result(timeout=30) == 55
 

@@ -89,6 +89,7 @@ def test_a_report_takes_the_arguments_of_distributed(client: Client, tmp_path: P
     with performance_report(target, 1, None, None, client=client):
         client.submit(pause, -2).result()
     assert "Performance report" in target.read_text(encoding="utf-8")
+    assert client.get_task_stream(bokeh_resources="cdn")
     with performance_report("memory://report.html", stacklevel=2, mode="inline", storage_options={}, client=client):
         pass
     with fsspec.open("memory://report.html", "rb") as file:

@@ -1,6 +1,8 @@
 """Programs and tasks log events; those that subscribe are told, in order, whatever their handlers do."""
 
+import io
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +15,11 @@ import trio.testing
 import trio_dask
 from tests.client.cluster import MiniCluster
 from trio_dask import AsyncClient, Client, get_worker, open_local_cluster
+from trio_dask.client import remote_output
 from trio_dask.client.remote_output import show_print, show_warning
 from trio_dask.errors import UsageError
 from trio_dask.ids import Incarnation
+from trio_dask.plugins.forwarded_logs import place_of_output
 from trio_dask.protocol import messages as m
 from trio_dask.protocol.logged_events import load_event, log_message
 from trio_dask.protocol.pickling import load_value
@@ -166,6 +170,25 @@ async def test_what_a_task_prints_is_shown_before_its_result(
     cluster.finish(future.key)
     assert await future == 0
     assert capsys.readouterr().err == "hello\n"
+
+
+def test_what_stands_where_this_program_writes_is_not_shown_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = {"args": ("hello",), "sep": None, "end": None, "file": 2, "flush": False, **ELSEWHERE}
+    monkeypatch.setattr(remote_output, "place_of_output", lambda number: ("host", 1, number))
+    for place, shown in ((("host", 1, 2), ""), (("another", 1, 2), "hello\n"), (None, "hello\n")):
+        show_print((0.0, {**args, "place": place}))
+        assert capsys.readouterr().err == shown
+
+
+def test_an_output_that_was_replaced_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.__stdout__)
+    assert place_of_output(1) is not None
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert place_of_output(1) is None
+    monkeypatch.setattr(sys, "__stderr__", None)
+    assert place_of_output(2) is None
 
 
 def test_whatever_else_is_printed_or_warned_of_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -274,6 +274,24 @@ def test_a_script_needs_no_main_guard_and_ends_in_silence(tmp_path: Path) -> Non
     assert running.errors == []
 
 
+def test_what_tasks_print_appears_once_where_workers_write_to_the_same_place(tmp_path: Path) -> None:
+    text = """
+        import io, sys
+        import trio_dask
+        from trio_dask import Client
+        with Client(n_workers=1, threads_per_worker=1) as client:
+            client.submit(lambda: print("one"), output="forward").result()
+            client.submit(lambda: trio_dask.print("two")).result()
+            sys.stdout = shown = io.StringIO()
+            client.submit(lambda: trio_dask.print("three")).result()
+            sys.stdout = sys.__stdout__
+            print("shown:", shown.getvalue().strip())
+    """
+    with script(tmp_path, text) as running:
+        assert running.end() == 0
+    assert running.output == ["one", "two", "three", "shown: three"]
+
+
 def test_a_script_whose_tasks_have_submitted_tasks_ends_in_silence(tmp_path: Path) -> None:
     """The clients on its workers lose the scheduler then, in any order."""
     text = """

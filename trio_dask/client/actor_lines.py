@@ -314,7 +314,7 @@ class ActorLines:
 
     def _over(self, line: _Line, reason: str) -> None:
         """A line is over. If it never began, its calls were not made, and perhaps the actors are elsewhere by now."""
-        why = f"the line to the actor's worker broke while it was called: {reason}"
+        why = f"the connection to the actor's worker broke while it was called: {reason}"
         for actor in [actor for actor, (other, _) in self._busy.items() if other is line]:
             del self._busy[actor]
             calls = line.take_all_of(actor)

@@ -122,6 +122,14 @@ class ForCall(Generic[R]):
         raise TimeoutError(f"{self.what} was not done {within(self.timeout)}")
 
 
+async def awaited_by_sync(func: Callable[..., Awaitable[R]], /, *args: Any, **kwargs: Any) -> R:
+    """What an async function returns. Raises `TypeError` for a function of another kind."""
+    coroutine = func(*args, **kwargs)
+    if not inspect.isawaitable(coroutine):
+        raise TypeError(f"sync() takes an async function, and {func!r:.60} is none: call it without sync()")
+    return await coroutine
+
+
 class HasEngine(Protocol):
     """A client."""
 

@@ -10,7 +10,7 @@ from functools import partial
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, TypeVar, cast
 
-from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting
+from trio_dask.client.call_forms import CallForms, Done, ForCall, ForKeys, Timeout, Waiting, awaited_by_sync
 from trio_dask.client.client_description import ClientDescription
 from trio_dask.client.collection_operations import CollectionOperations
 from trio_dask.client.core.key_state import KeyState
@@ -414,7 +414,9 @@ class BaseClient(CallForms, ClientDescription, CollectionOperations[F]):
 
         Raises `TimeoutError` when it takes longer than `callback_timeout`, and what `func` raises.
         """
-        return ForCall(self.engine, partial(func, *args, **kwargs), timeout=callback_timeout, what="sync()")
+        return ForCall(
+            self.engine, partial(awaited_by_sync, func, *args, **kwargs), timeout=callback_timeout, what="sync()"
+        )
 
     def _shutdown(self) -> Waiting[None]:
         """End the cluster, scheduler and workers, and close this client."""

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import CancelledError as CallCancelled
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Final, NoReturn, cast
+from typing import Any, ClassVar, Final, NamedTuple, NoReturn, cast
 
 import trio
 
@@ -22,6 +22,12 @@ from trio_dask.scheduler_file import copied_scheduler_file_text
 
 LONGEST_LOOK_S: Final = 0.5
 """A repr waits no longer for the scheduler."""
+
+
+class SchedulerOfClient(NamedTuple):
+    """The scheduler of a client. Its `address` is empty until the client has found it."""
+
+    address: str
 
 
 class ClientDescription:
@@ -83,6 +89,11 @@ class ClientDescription:
         Or forked: it belongs to the process from which this one was forked.
         """
         return self.engine.status
+
+    @property
+    def scheduler(self) -> SchedulerOfClient:
+        """Where the scheduler is: its `address`. For what it knows there is `scheduler_info`."""
+        return SchedulerOfClient(self.engine.address or "")
 
     @property
     def futures(self) -> Mapping[Key, KeyState]:

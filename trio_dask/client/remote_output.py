@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
-from trio_dask.plugins.forwarded_logs import FORWARDED, this_process
+from trio_dask.plugins.forwarded_logs import FORWARDED, place_of_output, this_process
 
 _shown: dict[Any, Any] = {}
 """What Python's filters remember of the warnings of tasks, so that they show each once where they are to."""
@@ -28,6 +28,8 @@ def show_print(event: tuple[float, Any]) -> None:
     streams = {None: None, 1: sys.stdout, 2: sys.stderr}
     if message.get("file") not in streams:
         raise TypeError(f"the 'file' of an event of topic 'print' is 1 or 2, not {message['file']!r:.60}")
+    if (place := message.get("place")) is not None and place == place_of_output(message.get("file") or 1):
+        return  # it stands there already, as a worker of a local cluster writes where this program does
     stream = streams[message.get("file")]
     flush = bool(message.get("flush"))
     print(*message["args"], sep=message.get("sep"), end=message.get("end"), file=stream, flush=flush)

@@ -27,6 +27,7 @@ async def _task_stream(
     count: int | None = None,
     plot: bool | str = False,
     filename: str | os.PathLike[str] = STREAM_FILE,
+    bokeh_resources: object = None,
 ) -> Runs:
     """The runs of tasks, oldest first: a dictionary for each, with `key`, `worker`, `status`, `startstops` and others.
 
@@ -37,6 +38,7 @@ async def _task_stream(
       stop: runs that began before that.
       count: the last ones, this many.
       plot: write them as a page into the file `filename`.
+      bokeh_resources: accepted as by distributed, and ignored.
     """
     rows = await engine.ask("task_stream", (repr(moment(start, 0.0)), repr(moment(stop, 1e12))))
     runs = [_run(*row) for row in rows]

@@ -98,4 +98,5 @@ def failure_text(address: str, error: BaseException) -> str:
     """One line that says which worker an exchange failed with, and how."""
     if isinstance(error, trio.EndOfChannel):
         return f"{address} closed the connection"
-    return f"{address}: {str(error) or type(error).__name__}"
+    text = str(error) or type(error).__name__
+    return text if address in text else f"{address}: {text}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, Self, TypeVa
 
 import trio
 
-from trio_dask.client.call_forms import CallForms, Timeout
+from trio_dask.client.call_forms import CallForms, Timeout, awaited_by_sync
 from trio_dask.client.wait_signals import limit
 from trio_dask.deploy.block import opened
 from trio_dask.deploy.cluster_sizing import check_scale
@@ -393,8 +393,8 @@ class BlockingCluster(ReadableCluster, Generic[A]):
     def sync(self, func: Callable[..., Awaitable[R]], /, *args: Any, asynchronous: object = None, **kwargs: Any) -> R:
         """Await `func(*args, **kwargs)` in the Trio loop of this cluster, and return what it returns."""
 
-        def call(_: object) -> Awaitable[R]:
-            return func(*args, **kwargs)
+        async def call(_: object) -> R:
+            return await awaited_by_sync(func, *args, **kwargs)
 
         result: R = self._run_in_loop(trio.from_thread.run, call)
         return result

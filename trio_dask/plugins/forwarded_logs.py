@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from typing import Any, Final
 
 from trio_dask.errors import SerializationError, UsageError
@@ -29,6 +30,23 @@ def plugin_name_of(logger_name: str | None) -> str:
 def this_process() -> tuple[str, int]:
     """Which process this is, among those of all hosts."""
     return socket.gethostname(), os.getpid()
+
+
+def place_of_output(number: int) -> tuple[str, int, int] | None:
+    """Which file, pipe or terminal standard output (1) or error (2) of this process is, among those of all hosts.
+
+    None if something else stands for the stream here, as in a notebook.
+    """
+    name = "stdout" if number == 1 else "stderr"
+    stream = getattr(sys, name)
+    own = getattr(sys, f"__{name}__")
+    if own is None or getattr(stream, "stream", stream) is not own:  # a worker that forwards has its proxy there
+        return None
+    try:
+        found = os.fstat(own.fileno())
+    except (OSError, ValueError):
+        return None
+    return socket.gethostname(), found.st_dev, found.st_ino
 
 
 class ForwardLogging(WorkerPlugin):

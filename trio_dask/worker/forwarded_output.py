@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from trio_dask.comm import inproc
 from trio_dask.plugins.bases import WorkerPlugin
-from trio_dask.plugins.forwarded_logs import this_process
+from trio_dask.plugins.forwarded_logs import place_of_output, this_process
 from trio_dask.worker.task_context import TaskContext, WorkerHandle, current_task
 
 LONGEST: Final = 8192
@@ -53,9 +53,8 @@ class _Lines:
             self.flush(number)
 
     def _send(self, number: int, text: str) -> None:
-        self._log(
-            "print", {"args": (text,), "sep": "", "end": "", "file": number, "flush": True, "process": this_process()}
-        )
+        where = {"process": this_process(), "place": place_of_output(number)}
+        self._log("print", {"args": (text,), "sep": "", "end": "", "file": number, "flush": True, **where})
 
 
 class _OfWorker:

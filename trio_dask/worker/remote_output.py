@@ -8,7 +8,7 @@ import sys
 import warnings
 from typing import Any, TextIO
 
-from trio_dask.plugins.forwarded_logs import this_process
+from trio_dask.plugins.forwarded_logs import place_of_output, this_process
 from trio_dask.worker.forwarded_output import quiet
 from trio_dask.worker.task_context import current_task
 
@@ -29,7 +29,9 @@ def print(
         if file not in streams:
             raise TypeError(f"a task prints to sys.stdout or sys.stderr, not to {file!r:.60}")
         message = {"args": tuple(map(str, args)), "sep": sep, "end": end, "file": streams[file], "flush": flush}
-        task.worker.log_event("print", {**message, "process": this_process()})
+        task.worker.log_event(
+            "print", {**message, "process": this_process(), "place": place_of_output(streams[file] or 1)}
+        )
         with quiet():
             builtins.print(*args, sep=sep, end=end, file=file, flush=bool(flush))
 

@@ -76,6 +76,11 @@ class WorkerHandle:
         return f"<worker {self.name!r} {self.address or 'without a scheduler'}, {counted(self.nthreads, 'thread')}>"
 
     @property
+    def id(self) -> str:
+        """What `scheduler_info` has as the worker's `id`; empty between sessions."""
+        return self.incarnation
+
+    @property
     def local_directory(self) -> str:
         """A directory of this worker, which is made when it is first asked for, and removed when the worker ends."""
         return self._directory.make()

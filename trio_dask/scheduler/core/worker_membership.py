@@ -74,7 +74,7 @@ def remove_worker(
     running there are blamed: `ran`, where that is known. `of_memory`: it had too much.
     """
     info = worker.info
-    why = f"worker {info.name} left" if expected else f"worker {info.name} is lost: {reason}"
+    why = f"worker {info.title} left" if expected else f"worker {info.title} is lost: {reason}"
     if not expected:
         state.requests.append(LogLine(f"Worker {info.title} is lost: {reason}", serious=True))
     absence = absence_of(worker)
