@@ -114,6 +114,6 @@ class CallbackThread:
         while (callback := self._queue.get()) is not None:
             try:
                 call_logging_errors(callback)
-            except BaseException:  # `sys.exit()` in one callback must not end the thread of all others
+            except BaseException:  # noqa: ASYNC103 - `sys.exit()` in one callback must not end the thread of all others
                 _logger.exception("a callback of a future failed")
             del callback  # it has the future, whose task lasts as long as it does

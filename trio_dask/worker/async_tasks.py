@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import trio
 
@@ -58,6 +58,5 @@ def _giver(value: Any) -> Callable[[], Any]:
 def is_cancellation(error: BaseException) -> bool:
     """Whether this is Trio's cancellation: alone, or as nurseries of the user's code pass it on, in groups."""
     if isinstance(error, BaseExceptionGroup):
-        inside: tuple[BaseException, ...] = error.exceptions
-        return all(map(is_cancellation, inside))
+        return all(map(is_cancellation, cast("BaseExceptionGroup[BaseException]", error).exceptions))
     return isinstance(error, trio.Cancelled)
