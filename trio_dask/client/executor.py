@@ -177,7 +177,7 @@ def _outcome(engine: Engine, state: KeyState, frames: Frames | None, reason: str
         return no_value(state, reason)
     try:
         return _Value(engine.load(frames))
-    except BaseException as error:  # noqa: ASYNC103 - unpickling runs the user's code, in no task of Trio
+    except BaseException as error:  # unpickling runs the user's code, and not in the user's thread
         return error
 
 
