@@ -177,8 +177,14 @@ def test_a_client_reads_what_a_module_has_left_with_each_nanny_of_one_process(tm
             assert len({mark for mark, _, _ in found.values()}) == 3
             (process,) = {process for _, _, process in found.values()}
             assert process not in {pid for _, pid, _ in found.values()}
-            os.kill(next(iter(workers.values()))["pid"], signal.SIGKILL)
-            until(lambda: len(client.run(look, nanny=True, on_error="ignore") or {}) == 3)
+            killed = next(iter(workers.values()))["pid"]
+            os.kill(killed, signal.SIGKILL)
+
+            def is_replaced() -> bool:
+                pids = [worker["pid"] for worker in client.scheduler_info()["workers"].values()]
+                return len(pids) == 3 and killed not in pids
+
+            until(is_replaced)
             again = client.run(look, nanny=True) or {}
             assert {mark for mark, _, _ in again.values()} == {mark for mark, _, _ in found.values()}
             assert running.stop(signal.SIGTERM) == 0
