@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from typing import Final, Generic, NamedTuple, TypeVar
 
-TURN_S: Final = 0.4
+TURN_S: Final = 1.0
 """How long a stranger keeps its place without a step, if others want it."""
 
 _T = TypeVar("_T")
