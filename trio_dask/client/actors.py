@@ -8,7 +8,7 @@ from typing import Any, Final, NoReturn
 
 import trio
 
-from trio_dask.client.actor_lines import Outgoing
+from trio_dask.client.actor_lines import UnansweredCall
 from trio_dask.client.call_forms import Timeout, Waiting, blocking
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.engine import Engine, loading
@@ -150,7 +150,7 @@ class Actor(KeyReference):
             engine = hooks.find_client(None, None).engine
         state = KeyState(Key(f"{self.key}.{name}"))
         answer = ActorFuture(engine, state, self)
-        call = Outgoing(state, self.key, self._run, name, frames, answer)
+        call = UnansweredCall(state, self.key, self._run, name, frames, answer)
         actor = None if self._future is None else self._future.state
         hosted = None if worker is None else worker.actors.find(self.key, self._run)
         if hosted is not None and not engine.lines.has_unanswered(self.key, self._run):
@@ -160,7 +160,7 @@ class Actor(KeyReference):
         return answer
 
 
-def _settle(engine: Engine, call: Outgoing, address: str, actor: KeyState | None, found: Any) -> None:
+def _settle(engine: Engine, call: UnansweredCall, address: str, actor: KeyState | None, found: Any) -> None:
     outcome, text, frames = found
     if outcome == "elsewhere":
         engine.lines.forward(call, address, actor)

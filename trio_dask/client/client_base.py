@@ -61,8 +61,11 @@ LARGEST_CHUNK = 4096
 LARGE_KWARGS_BYTES = 1024
 MOST_SHOWN = 5
 IGNORED = frozenset(
-    ("connection_limit", "deserializers", "direct_to_workers", "extensions", "heartbeat_interval", "loop")
-) | {"serializers"}
+    (
+        *("connection_limit", "deserializers", "direct_to_workers", "extensions", "heartbeat_interval", "loop"),
+        "serializers",
+    )
+)
 """Arguments of distributed's `Client` that mean nothing here."""
 NOT_CALLABLE = "the first argument must be callable, not {}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_dask.client.call_forms import Timeout, Waiting, awaitable_in_trio, blocking
-from trio_dask.client.coordination.requests import ForAnswer, Primitive, answered, ask, returning
+from trio_dask.client.coordination.requests import ForAnswer, Primitive, answered, ask
 
 
 class BaseEvent(Primitive):
@@ -18,7 +18,7 @@ def _wait(event: BaseEvent, timeout: Timeout = None) -> Waiting[bool]:
     A task keeps its slot meanwhile, as with distributed, so what sets the event must not wait for that slot; a task
     that calls `secede()` before gives it to others.
     """
-    return ForAnswer(event, "wait", (), answered, timeout, returning(False))
+    return ForAnswer(event, "wait", (), answered, timeout, lambda: False)
 
 
 def _set(event: BaseEvent) -> Waiting[None]:

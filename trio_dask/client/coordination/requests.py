@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 import trio
@@ -282,15 +281,6 @@ def answered(_: RequestId, value: Any) -> Any:
 def ask(primitive: Primitive, operation: str, *arguments: Any) -> ForAnswer[Any]:
     """A request that is answered at once."""
     return ForAnswer(primitive, operation, arguments, answered)
-
-
-def returning(value: R) -> Callable[[], R]:
-    """For calls that return this when their time is up."""
-    return partial(_identity, value)
-
-
-def _identity(value: R) -> R:
-    return value
 
 
 def too_late(what: str, timeout: Timeout) -> TimeoutError:
