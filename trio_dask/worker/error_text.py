@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from types import CodeType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import trio
 
@@ -36,8 +36,7 @@ def describe_failure(error: BaseException) -> tuple[bytes | None, str]:
 def is_cancellation(error: BaseException) -> bool:
     """Whether this is Trio's cancellation: alone, or as nurseries of the user's code pass it on, in groups."""
     if isinstance(error, BaseExceptionGroup):
-        inside: tuple[BaseException, ...] = error.exceptions
-        return all(map(is_cancellation, inside))
+        return all(map(is_cancellation, cast("BaseExceptionGroup[BaseException]", error).exceptions))
     return isinstance(error, trio.Cancelled)
 
 
