@@ -3,14 +3,14 @@
 import concurrent.futures
 import gc
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.client.cluster import MiniCluster, open_client
+from tests.waiting import until
 from trio_dask import Client, LocalCluster, UsageError
 
 GATE = threading.Event()
@@ -53,13 +53,6 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
     with Client(cluster) as client:
         yield client
         GATE.set()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_calls_give_results_and_errors_with_the_traceback_of_the_worker(client: Client) -> None:
