@@ -16,7 +16,7 @@ from trio_dask.client.futures import BaseFuture, Future, result_of
 from trio_dask.client.option_conflicts import parameters_of
 from trio_dask.client.wait_signals import SettleWaiter, ThreadSignal, as_seconds
 from trio_dask.errors import UsageError
-from trio_dask.hooks import hooks
+from trio_dask.hooks import client_here, hooks
 from trio_dask.ids import Key, RunId
 from trio_dask.protocol.pickling import KeyReference, dump_value
 
@@ -146,8 +146,7 @@ class Actor(KeyReference):
         if self._future is not None:
             engine: Engine = self._future.engine
         else:
-            assert hooks.find_client is not None, "trio_dask sets it"
-            engine = hooks.find_client(None, None).engine
+            engine = client_here().engine
         state = KeyState(Key(f"{self.key}.{name}"))
         answer = ActorFuture(engine, state, self)
         call = UnansweredCall(state, self.key, self._run, name, frames, answer)

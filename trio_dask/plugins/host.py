@@ -97,7 +97,6 @@ class PluginHost:
         else:
             error = await self._set_up(order)
         pickled, text = (None, "") if error is None else describe_exception(error)
-        text = text.encode(errors="backslashreplace").decode()  # halves of surrogate pairs cannot be sent
         self._tell(PluginDone(order.plugin, isinstance(order, TearDownPlugin), pickled, text))
 
     async def _set_up(self, order: SetUpPlugin) -> BaseException | None:

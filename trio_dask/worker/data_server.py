@@ -15,10 +15,10 @@ from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
 from trio_dask.protocol.introspection import has_parameter
 from trio_dask.protocol.messages import Absent, ActorCall, Call, CallResult, Fetch, Put, PutDone, Value
-from trio_dask.protocol.pickling import dump_value, load_value
+from trio_dask.protocol.pickling import describe_exception, dump_value, load_value
 from trio_dask.worker.actor_calls import ActorCalls
 from trio_dask.worker.core.held_keys import Held
-from trio_dask.worker.error_text import describe_failure, mention_trio
+from trio_dask.worker.error_text import mention_trio
 from trio_dask.worker.hosted_actors import HostedActors
 from trio_dask.worker.memory_monitor import MemoryMonitor
 from trio_dask.worker.result_store import Frames, ResultStore
@@ -151,7 +151,7 @@ class DataServer:
         except BaseException as error:  # pickling runs the user's code
             if key not in self._store:
                 return Absent(key, "")  # it was on disk, and is gone from there
-            return Absent(key, describe_failure(error)[1])
+            return Absent(key, describe_exception(error)[1])
 
     async def _run_call(self, frames: Frames) -> _Outcome:
         """Call a function outside of the slots: `async def` under Trio, others in a thread."""
@@ -196,7 +196,7 @@ def _dump(value: Any) -> _Outcome:
 
 
 def _describe(error: BaseException) -> _Outcome:
-    description, text = describe_failure(error)
+    description, text = describe_exception(error)
     return False, text, [] if description is None else [description]
 
 

@@ -31,13 +31,20 @@ from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickled_calls import CHANGES, COMPUTED, WITHOUT_DEFINITIONS, form_of
 from trio_dask.protocol.pickled_functions import brings_classes
 from trio_dask.protocol.pickled_nodes import GivenArguments
-from trio_dask.protocol.pickling import load_call, load_function, measure_value, pickle_value
+from trio_dask.protocol.pickling import (
+    describe_exception,
+    load_call,
+    load_function,
+    measure_value,
+    pickle_value,
+    sendable,
+)
 from trio_dask.protocol.rebuilt_classes import brings_class, noting_renewed
 from trio_dask.protocol.wire_constants import SMALL_VALUE_BYTES
 from trio_dask.worker import forwarded_output
 from trio_dask.worker.async_tasks import AsyncCall, raiser, run_async
 from trio_dask.worker.core.ready_queue import ReadyQueue
-from trio_dask.worker.error_text import describe_failure, mention_loading, sendable
+from trio_dask.worker.error_text import mention_loading
 from trio_dask.worker.memory_reservations import Reservations
 from trio_dask.worker.result_store import load_frames
 from trio_dask.worker.running_table import RunningTable
@@ -461,7 +468,7 @@ class Executor:
         except BaseException as error:  # whatever a task raises is its result, and the slot goes on
             duration_s = perf_counter() - context.started_at
             mention_loading(error, _LOADERS)
-            return Failed(run, *describe_failure(error), duration_s)
+            return Failed(run, *describe_exception(error), duration_s)
         finally:
             slot = context.slot
             if slot is None:
