@@ -20,20 +20,22 @@ EXECUTE: Final[CodeType] = Executor._execute.__code__  # pyright: ignore[reportP
 
 def running_frames() -> dict[Key, list[FrameType]]:
     """The frames of the tasks that run here, each from the task's own call to where it is."""
-    return {key: frames for frame in _frames_of_threads() for key, frames in _of_task(frame)}
+    found = [task_of(frame) for frame in _frames_of_threads()]
+    return {context.key: frames[::-1] for context, frames in filter(None, found)}
 
 
 def _frames_of_threads() -> list[FrameType]:
     return list(sys._current_frames().values())  # pyright: ignore[reportPrivateUsage] - Python documents it
 
 
-def _of_task(frame: FrameType | None) -> list[tuple[Key, list[FrameType]]]:
+def task_of(frame: FrameType | None) -> tuple[TaskContext, list[FrameType]] | None:
+    """The task in whose thread this frame is, and the frames from there to its own call; None outside of tasks."""
     frames: list[FrameType] = []
     while frame is not None and frame.f_code is not EXECUTE:
         frames.append(frame)
         frame = frame.f_back
     context = None if frame is None else frame.f_locals.get("context")
-    return [(context.key, frames[::-1])] if isinstance(context, TaskContext) else []
+    return (context, frames) if isinstance(context, TaskContext) else None
 
 
 def call_stacks(keys: Collection[Key] | None = None) -> dict[Key, list[str]]:
