@@ -121,9 +121,10 @@ def test_a_chunk_is_one_task(client: Client) -> None:
 def test_map_says_when_its_time_is_up_and_cancels_what_is_left(client: Client) -> None:
     with client.get_executor(pure=False) as executor:
         results = executor.map(gated, range(3), timeout=0.02)
-        with pytest.raises(concurrent.futures.TimeoutError):
+        with pytest.raises(concurrent.futures.TimeoutError) as kept:
             next(results)
         until(lambda: not any(client.processing().values()))
+        assert kept.tb is not None  # it keeps the futures: they were cancelled, not dropped
 
 
 @pytest.mark.parametrize("begun", [True, False])
