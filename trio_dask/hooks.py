@@ -72,3 +72,12 @@ class _Hooks:
 
 
 hooks = _Hooks()
+
+
+def client_here(address: str | None = None) -> Any:
+    """The client that is current here, usable or not; with an address, one of the scheduler there.
+
+    Raises `ValueError` if there is none.
+    """
+    assert hooks.find_client is not None, "trio_dask sets it"
+    return hooks.find_client(address, None)

@@ -40,6 +40,13 @@ def rows(page: Path, heading: str) -> set[tuple[str, ...]]:
     return {tuple(cell.strip().strip("`") for cell in cells[:-1]) for cells in lines}
 
 
+def listed_files(page: Path, heading: str) -> list[str]:
+    """The files and folders (with a slash) in the first column of a table, each as often as it stands there."""
+    section = page.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    first_cells = [line.strip("| ").split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
+    return [name.strip("` ") for cell in first_cells for name in cell.split(", ")]
+
+
 def _sources(root: Path) -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(root.rglob("*.py")):
         yield path.relative_to(root).as_posix(), ast.parse(path.read_text(encoding="utf-8"))

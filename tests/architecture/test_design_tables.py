@@ -28,6 +28,13 @@ def test_a_table_lists_what_the_source_has(page: str, heading: str, found: Calla
     }
 
 
+def test_each_file_of_the_schedulers_core_answers_one_question() -> None:
+    core = ROOT / "scheduler" / "core"
+    files = [path.name for path in core.glob("*.py") if path.name != "__init__.py"]
+    folders = [f"{path.parent.name}/" for path in core.glob("*/__init__.py")]
+    assert sorted(design_tables.listed_files(DESIGN / "architecture.md", "Cores")) == sorted(files + folders)
+
+
 SOURCE = """
 import threading, trio
 from _thread import start_new_thread

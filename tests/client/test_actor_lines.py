@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import trio
 
-from trio_dask.client.actor_lines import ActorLines, BothWays, Outgoing, Search
+from trio_dask.client.actor_lines import ActorLines, BothWays, Search, UnansweredCall
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.loop_calls import LoopCalls
@@ -53,7 +53,7 @@ def test_a_call_of_an_actor_that_is_known_to_be_lost_fails_at_once() -> None:
     actor, call = KeyState("actor"), KeyState("actor.method")
     actor.status = "error"
     actor.failure = KeyFailed("actor", "actor", "actor", None, "its worker left", {})
-    lines.call("tcp://silent:1", Outgoing(call, "actor", RunId(1), "method", [], None), actor)
+    lines.call("tcp://silent:1", UnansweredCall(call, "actor", RunId(1), "method", [], None), actor)
     assert (call.status, calls.lines) == ("error", 0)
     assert isinstance(call.failure, KeyFailed)
     assert (call.failure.kind, call.failure.text) == ("actor", "its worker left")
@@ -64,7 +64,7 @@ def test_a_call_of_an_actor_that_is_there_is_sent() -> None:
     lines = ActorLines(cast("SharedState", Shared()), cast("LoopCalls", calls), open_nothing, find_nothing)
     actor, call = KeyState("actor"), KeyState("actor.method")
     actor.status = "finished"
-    lines.call("tcp://there:1", Outgoing(call, "actor", RunId(1), "method", [], None), actor)
+    lines.call("tcp://there:1", UnansweredCall(call, "actor", RunId(1), "method", [], None), actor)
     assert (call.status, calls.lines) == ("pending", 1)
 
 
@@ -84,7 +84,7 @@ class Lines(ActorLines):
 
     def send(self, number: int, address: str = "tcp://old:1") -> KeyState:
         state = KeyState(str(number))
-        self.call(address, Outgoing(state, "actor", RunId(1), "method", [], None), None)
+        self.call(address, UnansweredCall(state, "actor", RunId(1), "method", [], None), None)
         return state
 
     def hear(self, line: Any, message: ActorAnswer | ActorMoved) -> None:

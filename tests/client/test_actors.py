@@ -3,12 +3,13 @@
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 import trio
 
+from tests.waiting import until
 from trio_dask import (
     Actor,
     ActorFuture,
@@ -91,13 +92,6 @@ class Waiter:
 def use(counter: Any, times: int) -> int:
     assert type(counter) is Actor
     return max([int(counter.add().result(20)) for _ in range(times)])
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import trio
 from tests.client.cluster import MiniCluster, open_client
 from tests.untyped_dask import da, db, dd, delayed, flatten, pd
 from tests.untyped_dask import whole as dask
+from tests.waiting import until
 from trio_dask import (
     AsyncClient,
     Client,
@@ -138,10 +139,7 @@ def test_releasing_the_last_collection_releases_its_blocks(client: Client) -> No
     wait(kept)
     assert keys <= set(client.who_has())
     del kept
-    deadline = time.monotonic() + 5
-    while keys & set(client.who_has()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not keys & set(client.who_has()))
 
 
 def test_blocks_of_a_collection_come_as_they_are_completed(client: Client) -> None:
@@ -159,10 +157,7 @@ def test_a_forgotten_collection_is_computed_all_the_same(client: Client) -> None
     kept = client.persist(delayed(note)(5))
     fire_and_forget(kept)
     del kept
-    deadline = time.monotonic() + 5
-    while 5 not in (client.run(lambda dask_worker: dask_worker.state.get("forgotten")) or {}).values():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: 5 in (client.run(lambda dask_worker: dask_worker.state.get("forgotten")) or {}).values())
 
 
 def test_normalizing_puts_futures_in_the_place_of_tasks_and_changes_nothing_else(client: Client) -> None:

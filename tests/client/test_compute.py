@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from tests.untyped_dask import Delayed, Task, TaskRef, da, db, dd, delayed, pd
+from tests.waiting import until
 from trio_dask import Client, Future, FutureCancelledError, LocalCluster, get_worker, open_local_cluster
 
 
@@ -192,10 +193,7 @@ def has_stopped(client: Client) -> bool:
 
 def expect_stop(client: Client) -> None:
     """It takes a moment; on a machine with other work it may take some seconds."""
-    deadline = time.monotonic() + 5
-    while not has_stopped(client):
-        assert time.monotonic() < deadline, f"{tasks_left(client)} tasks go on"
-        time.sleep(0.01)
+    until(lambda: has_stopped(client), "the graph stops")
 
 
 @contextmanager
@@ -230,8 +228,7 @@ def test_values_in_graphs_may_change_as_soon_as_the_call_has_returned(client: Cl
 
 def test_cancelling_stops_a_graph_that_runs(client: Client) -> None:
     future = client.compute(big())
-    while not tasks_left(client):
-        time.sleep(0.01)
+    until(lambda: tasks_left(client))
     begun = time.monotonic()
     client.cancel(future)
     assert future.status == "cancelled"
@@ -241,8 +238,7 @@ def test_cancelling_stops_a_graph_that_runs(client: Client) -> None:
 
 def test_dropping_the_last_future_stops_a_graph_that_runs(client: Client) -> None:
     future = client.compute(big())
-    while not tasks_left(client):
-        time.sleep(0.01)
+    until(lambda: tasks_left(client))
     del future
     expect_stop(client)
 

@@ -4,14 +4,14 @@ import concurrent.futures
 import gc
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.client.cluster import MiniCluster, open_client
+from tests.waiting import until
 from trio_dask import Client, LocalCluster, SchedulerLost, UsageError
 
 GATE = threading.Event()
@@ -54,13 +54,6 @@ def client(cluster: LocalCluster) -> Iterator[Client]:
     with Client(cluster) as client:
         yield client
         GATE.set()
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_calls_give_results_and_errors_with_the_traceback_of_the_worker(client: Client) -> None:
@@ -129,9 +122,10 @@ def test_a_chunk_is_one_task(client: Client) -> None:
 def test_map_says_when_its_time_is_up_and_cancels_what_is_left(client: Client) -> None:
     with client.get_executor(pure=False) as executor:
         results = executor.map(gated, range(3), timeout=0.02)
-        with pytest.raises(concurrent.futures.TimeoutError):
+        with pytest.raises(concurrent.futures.TimeoutError) as kept:
             next(results)
         until(lambda: not any(client.processing().values()))
+        assert kept.tb is not None  # it keeps the futures: they were cancelled, not dropped
 
 
 @pytest.mark.parametrize("begun", [True, False])

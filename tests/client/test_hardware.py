@@ -1,11 +1,11 @@
 """The hardware of workers is measured in a bounded time, whatever some of them do."""
 
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 
+from tests.waiting import until
 from trio_dask import AsyncClient, Client, open_local_cluster
 from trio_dask.client import hardware
 
@@ -35,10 +35,7 @@ def test_each_kind_of_hardware_has_a_rate_for_each_size(client: Client) -> None:
     for rates in found.values():
         assert list(rates) == ["1 kiB", "200 kiB"]
         assert all(rate > 0 for rate in rates.values())
-    end = time.monotonic() + LIMIT_S
-    while client.nbytes():  # what was fetched is not wanted any more
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    until(lambda: not client.nbytes(), "what was fetched is dropped")
 
 
 def test_sizes_have_the_names_of_distributed() -> None:

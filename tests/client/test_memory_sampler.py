@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.waiting import until
 from trio_dask import AsyncClient, Client, MemorySampler, UnavailableError, UsageError, diagnostics, open_local_cluster
 from trio_dask.client import memory_sampler
 from trio_dask.client.memory_sampler import MEASURES
@@ -21,14 +22,6 @@ LIMIT_S = 20
 def client() -> Iterator[Client]:
     with Client(n_workers=2, threads_per_worker=1, processes=False) as client:
         yield client
-
-
-def until(condition: Any) -> None:
-    """Samples are taken in real time."""
-    end = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def test_a_block_has_the_samples_of_its_time(client: Client) -> None:

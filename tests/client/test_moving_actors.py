@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pickle
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import trio
 
+from tests.waiting import until
 from trio_dask import Actor, ActorLost, AsyncClient, Client, ClusterError, LocalCluster, get_worker, open_local_cluster
 
 GATE = threading.Event()
@@ -127,13 +127,6 @@ def check_calls(log: Any, callers: dict[str, int]) -> None:
     for caller, times in callers.items():
         assert [number for name, number in calls if name == caller] == list(range(times))
     assert len(calls) == sum(callers.values()) == log.n
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 class Retiring:

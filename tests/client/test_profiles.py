@@ -133,7 +133,8 @@ async def test_a_profile_of_the_scheduler_has_its_loop(sampling: None) -> None:
     ):
         with trio.fail_after(LIMIT_S):
             while "_serve_peer" not in str(tree := await client.profile(scheduler=True)):
-                await client.gather(client.map(abs, range(10_000), pure=False))
+                # So many that the scheduler works on a batch for longer than a thread keeps the interpreter.
+                await client.gather(client.map(abs, range(20_000), pure=False))
         assert "unrolled_run" in named(tree)
         assert (await client.profile(scheduler=True, stop=1.0))["count"] == 0
         refused: list[tuple[dict[str, Any], str]] = [

@@ -18,6 +18,7 @@ import trio.testing
 
 from tests.client.cluster import MiniCluster, open_async_client
 from tests.untyped_dask import db
+from tests.waiting import until
 from trio_dask import Client, LocalCluster, UsageError, open_local_cluster, progress, span
 from trio_dask.client import progress_views
 from trio_dask.client.progress_views import LINE_S, Counts, Lines, NotebookBars, PlainBars
@@ -287,13 +288,11 @@ def test_in_a_notebook_it_returns_at_once_and_its_bars_go_on(client: Client, mon
     assert not any(future.done() for future in futures)
     bars._ipython_display_()
     bars._ipython_display_()
-    while "0 / 3 | wait_for_door" not in bars._repr_html_():
-        time.sleep(0.01)
+    until(lambda: "0 / 3 | wait_for_door" in bars._repr_html_())
     DOOR.set()
     client.gather(futures)
+    until(lambda: all("100% Completed" in place.shown[-1]["text/html"] for place in places))
     for place in places:
-        while "100% Completed" not in place.shown[-1]["text/html"]:
-            time.sleep(0.01)
         assert "3 / 3 | wait_for_door" in place.shown[-1]["text/html"]
         assert place.shown[-1]["text/plain"].startswith("[####")
     assert "100% Completed" in bars._repr_html_()

@@ -11,6 +11,8 @@ import pytest
 import trio
 
 from trio_dask import Adaptive, Client, ClusterError, LocalCluster, UsageError, open_local_cluster
+from trio_dask.client.rpc_client import AsyncRpc, connected_rpc
+from trio_dask.deploy import adaptive as adaptive_module
 from trio_dask.deploy.adaptive import adaptive_settings
 
 FAST: dict[str, Any] = {"interval": 0.02, "wait_count": 2, "target_duration": 0.1}
@@ -20,6 +22,39 @@ async def until(condition: Callable[[], bool]) -> None:
     with trio.fail_after(10):
         while not condition():  # noqa: ASYNC110 - nothing tells of each change of a cluster
             await trio.sleep(0.01)
+
+
+class Tries:
+    """How often a cluster that adapts has asked its scheduler, or tried to."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._changed = trio.Event()
+
+    def count(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with its calls counted."""
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._number += 1
+            self._changed.set()
+            self._changed = trio.Event()
+            return function(*args, **kwargs)
+
+        return counted
+
+    async def more(self, number: int) -> None:
+        """Return after this many further tries, all of which but the last have been decided on."""
+        enough = self._number + number
+        with trio.fail_after(10):
+            while self._number < enough:
+                await self._changed.wait()
+
+
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> Tries:
+    tries = Tries()
+    monkeypatch.setattr(AsyncRpc, "demand", tries.count(AsyncRpc.demand))
+    return tries
 
 
 async def test_a_cluster_grows_with_its_work_keeps_results_and_shrinks_to_nothing() -> None:
@@ -38,22 +73,22 @@ async def test_a_cluster_grows_with_its_work_keeps_results_and_shrinks_to_nothin
         assert len(adaptive.log) == 4
 
 
-async def test_work_that_no_worker_can_do_changes_nothing() -> None:
+async def test_work_that_no_worker_can_do_changes_nothing(tries: Tries) -> None:
     async with open_local_cluster(1, 1, processes=False) as cluster, cluster.get_client() as client:
         adaptive = cluster.adapt(minimum=1, **FAST)
         futures = client.map(abs, range(100), resources={"GPU": 1})
         futures += client.map(abs, range(100), workers="nobody", pure=False)
-        await trio.sleep(0.3)
+        await tries.more(5)
         assert not adaptive.log
         del futures
 
 
-async def test_a_worker_that_runs_something_stays() -> None:
+async def test_a_worker_that_runs_something_stays(tries: Tries) -> None:
     async with open_local_cluster(2, 1, processes=False) as cluster, cluster.get_client() as client:
         future = client.submit(time.sleep, 0.8)
         cluster.adapt(**FAST)
         await until(lambda: len(cluster.workers) == 1)
-        await trio.sleep(0.2)
+        await tries.more(5)
         assert len(cluster.workers) == 1
         assert future.status == "pending"
         await future
@@ -80,12 +115,14 @@ async def test_scale_and_stop_end_it() -> None:
 async def test_a_scheduler_that_does_not_answer_is_told_once_and_tried_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tries = Tries()
     async with open_local_cluster(0, 1, processes=False) as cluster:
         with monkeypatch.context() as broken:
             broken.setattr(type(cluster), "scheduler_address", "inproc://nobody-there")
+            broken.setattr(adaptive_module, "connected_rpc", tries.count(connected_rpc))
             with caplog.at_level(logging.WARNING, "trio_dask.deploy"):
                 cluster.adapt(minimum=1, **FAST)
-                await trio.sleep(0.2)
+                await tries.more(4)
         assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
             "this cluster does not adapt at the moment"
         ]

@@ -160,3 +160,8 @@ def test_a_burst_takes_a_few_steps_up_and_a_few_down() -> None:
     assert cluster.peak == 10
     assert sum(step.add for step in cluster.steps) == sum(len(step.release) for step in cluster.steps) == 10
     assert cluster.steps[0].add == 10
+
+
+def test_of_superfluous_units_those_that_hold_the_least_go_first() -> None:
+    units = [unit("empty"), unit("little", held=1), unit("more", held=2)]
+    assert policy(wait_count=1).decide([], units, SIZE, 3) == Step(0, ("empty", "little"))

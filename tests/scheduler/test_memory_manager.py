@@ -124,3 +124,16 @@ def test_it_does_nothing_else() -> None:
     client = kit.client()
     with pytest.raises(ProtocolError, match="cannot 'dance'"):
         client.send(m.ManageMemory(1, "dance"))
+
+
+def test_as_many_replicas_stay_as_there_are_tasks_that_wait_for_the_result() -> None:
+    kit = Kit()
+    client = kit.client()
+    worker = held_by_one(kit, client)
+    others = [kit.worker(), kit.worker(), kit.worker()]
+    read_by(client, *others)
+    client.submit("not-yet", workers=("nobody",))
+    for name in ("first", "second"):
+        client.submit(name, needs=("a", "not-yet"))
+    manage(client, "run_once")
+    assert sum(holders(kit, worker, *others)) == 2

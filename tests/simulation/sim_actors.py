@@ -24,7 +24,7 @@ from tests.simulation.random_graphs import Job
 from tests.simulation.sim_client import SimClient
 from tests.simulation.sim_network import Timeline
 from tests.simulation.sim_worker import Network, SimWorker
-from trio_dask.client.actor_lines import ActorLines, BothWays, Outgoing, Search
+from trio_dask.client.actor_lines import ActorLines, BothWays, Search, UnansweredCall
 from trio_dask.client.core.client import ClientCore
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.core.outbox import Content, Row
@@ -150,7 +150,7 @@ class SimLines(ActorLines):
         self._arrivals[id(line)] = at
         self.timeline.at(at, action)
 
-    def _deliver(self, line: Any, worker: SimWorker, number: int, call: Outgoing) -> None:
+    def _deliver(self, line: Any, worker: SimWorker, number: int, call: UnansweredCall) -> None:
         if id(line) in self._silent:
             del self._silent[id(line)]
             worker.unread -= 1
@@ -158,7 +158,7 @@ class SimLines(ActorLines):
             began = partial(self._began, worker, call)
             worker.call_actor(call.key, call.run, began, partial(self._answer, line, number, call))
 
-    def _began(self, worker: SimWorker, call: Outgoing) -> None:
+    def _began(self, worker: SimWorker, call: UnansweredCall) -> None:
         """An actor makes a call: no other worker makes calls of it, and the call is not made twice, or too late."""
         for other in self._workers():
             if other is worker or other.session_with != worker.session_with:
@@ -173,7 +173,7 @@ class SimLines(ActorLines):
         assert number > proxy.last_made, f"call {proxy.last_made} of {call.key} was made before call {number}"
         proxy.last_made = number
 
-    def _answer(self, line: Any, number: int, call: Outgoing, value: int | str) -> None:
+    def _answer(self, line: Any, number: int, call: UnansweredCall, value: int | str) -> None:
         if value == "elsewhere":
             self._tell_moved(line, call.key, call.run)
             return
@@ -328,7 +328,7 @@ class Acting:
         call = KeyState(f"{proxy.state.key}.bump")
         proxy.calls.append(call)
         client.core.read(call, partial(self._answered, proxy))
-        outgoing = Outgoing(call, proxy.state.key, proxy.run, "bump", [b""], proxy)
+        outgoing = UnansweredCall(call, proxy.state.key, proxy.run, "bump", [b""], proxy)
         lines.call(self.network.address_of(proxy.worker), outgoing, proxy.state)
 
     def _answered(self, proxy: Proxy, call: KeyState, frames: Sequence[Any] | None, reason: str) -> None:

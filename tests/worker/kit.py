@@ -40,7 +40,7 @@ from trio_dask.protocol.pickling import (
     rebuild_exception,
 )
 from trio_dask.worker.service import run_worker
-from trio_dask.worker.task_context import check_cancelled, get_worker
+from trio_dask.worker.task_context import TaskContext, check_cancelled, get_worker
 
 _M = TypeVar("_M", bound=Message)
 
@@ -214,3 +214,14 @@ def value_of(inline: bytes | None) -> Any:
 def files(base: Path) -> list[Path]:
     """All files below a folder."""
     return [path for path in base.rglob("*") if path.is_file()]
+
+
+class NoSlots:
+    """For tasks that have no slot to give back."""
+
+    def secede(self, context: TaskContext) -> bool:
+        return False
+
+    def rejoin(self, context: TaskContext) -> None: ...
+
+    async def rejoin_async(self, context: TaskContext) -> None: ...

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import trio
 
+from tests.worker.kit import NoSlots
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickling import dump_value, load_value
@@ -17,15 +18,6 @@ from trio_dask.worker.hosted_actors import Answer, HostedActor
 from trio_dask.worker.task_context import TaskContext, WorkerHandle
 
 PATIENCE_S = 10
-
-
-class _NoSlots:
-    def secede(self, context: TaskContext) -> bool:
-        return False
-
-    def rejoin(self, context: TaskContext) -> None: ...
-
-    async def rejoin_async(self, context: TaskContext) -> None: ...
 
 
 class Subject:
@@ -63,7 +55,7 @@ class Stage:
         self.answers: SimpleQueue[tuple[str, Answer]] = SimpleQueue()
         self.offers: SimpleQueue[Any] = SimpleQueue()
         run = Run(RunId(1), "actor", b"", b"\x80", (), 0, {})
-        context = TaskContext(run, WorkerHandle(name="w", nthreads=1), _NoSlots(), 0)
+        context = TaskContext(run, WorkerHandle(name="w", nthreads=1), NoSlots(), 0)
         self.actor = HostedActor(context, self.subject, **options)
 
     def call(self, name: str, *args: Any, label: str = "") -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.worker.kit import NoSlots
 from trio_dask.errors import TaskCancelled
 from trio_dask.ids import RunId
 from trio_dask.protocol.messages import Run
@@ -17,15 +18,6 @@ from trio_dask.worker.task_context import TaskContext, WorkerHandle
 from trio_dask.worker.turns import Turn, Turns
 
 PATIENCE_S = 10
-
-
-class _NoSlots:
-    def secede(self, context: TaskContext) -> bool:
-        return False
-
-    def rejoin(self, context: TaskContext) -> None: ...
-
-    async def rejoin_async(self, context: TaskContext) -> None: ...
 
 
 class Tasks:
@@ -40,7 +32,7 @@ class Tasks:
 
     def begin(self, number: int) -> TaskContext:
         run = Run(RunId(number), f"task-{number}", b"", b"\x80", (), 0, {})
-        context = TaskContext(run, self._worker, _NoSlots(), number)
+        context = TaskContext(run, self._worker, NoSlots(), number)
         context.on_cancel(self.turns.wake)
         self.running.append(context)
         return context

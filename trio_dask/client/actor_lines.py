@@ -41,7 +41,7 @@ class BothWays(Channel, Protocol):
     def receive_nowait(self) -> tuple[Message, Frames] | None: ...
 
 
-class Outgoing(NamedTuple):
+class UnansweredCall(NamedTuple):
     """A call of an actor: what to send, and where its answer goes."""
 
     state: KeyState
@@ -71,9 +71,9 @@ class Search:
         """It is not at this address; empty if it may be anywhere."""
         self.why = why
         """If it lives nowhere else, this is what the calls fail with."""
-        self.calls: list[Outgoing] = []
+        self.calls: list[UnansweredCall] = []
 
-    def take_all(self) -> list[Outgoing]:
+    def take_all(self) -> list[UnansweredCall]:
         """The calls, which do not wait for this any more."""
         calls, self.calls = self.calls, []
         return calls
@@ -87,8 +87,8 @@ class _Line:
         self.is_open = False
         self.is_ending = False
         """It ends once no call waits for an answer; new ones come only for actors that have such calls."""
-        self.outbox: list[Outgoing] = []
-        self.pending: dict[int, Outgoing] = {}
+        self.outbox: list[UnansweredCall] = []
+        self.pending: dict[int, UnansweredCall] = {}
         """Calls that were sent, by number."""
         self.last_number = 0
         self.is_woken = False
@@ -98,7 +98,7 @@ class _Line:
         """In the loop."""
         self.woken.set()
 
-    def take(self) -> list[tuple[int, Outgoing]]:
+    def take(self) -> list[tuple[int, UnansweredCall]]:
         """Everything to send now."""
         batch, self.outbox, self.is_woken = self.outbox, [], False
         numbered = list(enumerate(batch, self.last_number + 1))
@@ -106,7 +106,7 @@ class _Line:
         self.pending.update(numbered)
         return numbered
 
-    def take_all_of(self, actor: Actor) -> list[Outgoing]:
+    def take_all_of(self, actor: Actor) -> list[UnansweredCall]:
         """The calls of an actor that have no answer, in their order; they are not on this line any more."""
         sent = {number: call for number, call in self.pending.items() if call.actor == actor}
         for number in sent:
@@ -142,7 +142,7 @@ class ActorLines:
         back. If the worker says so again, what it has is another actor of the same key."""
         self._watched: WeakSet[KeyState] = WeakSet()
 
-    def call(self, address: str, call: Outgoing, actor: KeyState | None) -> None:
+    def call(self, address: str, call: UnansweredCall, actor: KeyState | None) -> None:
         """Send a call. From any thread.
 
         If the client knows the state of the `actor`, it hears from the scheduler when that is lost. If it has heard so
@@ -162,7 +162,7 @@ class ActorLines:
         """Whether calls of this actor are on their way: the next one must go the same way, or would overtake them."""
         return (key, run) in self._busy or (key, run) in self._searches
 
-    def forward(self, call: Outgoing, former: str, actor: KeyState | None) -> None:
+    def forward(self, call: UnansweredCall, former: str, actor: KeyState | None) -> None:
         """Make a call where its actor lives now; it was not made at this address, where the actor was. Any thread."""
         with self._shared.lock:
             self._watch(actor)
@@ -175,7 +175,7 @@ class ActorLines:
             self._watched.add(actor)
             self._shared.core.when_over(actor, self._actor_is_over)
 
-    def _put(self, call: Outgoing, address: str) -> None:
+    def _put(self, call: UnansweredCall, address: str) -> None:
         """Put a call behind the others of its actor, or on the line to where that lives; by the proxy, at `address`."""
         search = self._searches.get(call.actor)
         if search is not None:
@@ -200,7 +200,7 @@ class ActorLines:
             line.is_woken = True
             self._calls.run_soon(line.wake)
 
-    def _settled(self, call: Outgoing) -> None:
+    def _settled(self, call: UnansweredCall) -> None:
         """A call on a line has its answer."""
         self._back.discard(call.actor)
         line, count = self._busy.pop(call.actor)
@@ -222,7 +222,7 @@ class ActorLines:
         elif self._homes.get(actor, line.address) == line.address and not self.has_unanswered(*actor):
             self._homes[actor] = ""
 
-    def _search(self, actor: Actor, former: str, why: str, calls: list[Outgoing]) -> None:
+    def _search(self, actor: Actor, former: str, why: str, calls: list[UnansweredCall]) -> None:
         search = Search(actor, former, why)
         search.calls = calls
         if self._start(self._find, search):
@@ -268,9 +268,8 @@ class ActorLines:
 
     def settle(self, state: KeyState, address: str, outcome: str, text: str, frames: Frames) -> None:
         """The answer to a call. From any thread."""
-        found = _found(state, address, outcome, text, frames)
         with self._shared.lock:
-            self._shared.core.settle_call(state, found)
+            self._shared.core.settle_call(state, _settlement(state, address, outcome, text, frames))
 
     def _actor_is_over(self, actor: KeyState) -> None:
         # The core calls this in the middle of something.
@@ -323,7 +322,7 @@ class ActorLines:
             else:
                 self._search(actor, line.address, why, calls)
 
-    def _fail(self, calls: list[Outgoing], text: str) -> None:
+    def _fail(self, calls: list[UnansweredCall], text: str) -> None:
         for call in calls:
             self._shared.core.settle_call(call.state, _failed(call.state, "actor", None, text))
 
@@ -373,7 +372,7 @@ class ActorLines:
                 call = line.pending.pop(answer.number, None)
                 if call is not None:
                     self._settled(call)
-                    settle(call.state, _found(call.state, line.address, answer.outcome, answer.text, frames))
+                    settle(call.state, _settlement(call.state, line.address, answer.outcome, answer.text, frames))
         return ""
 
 
@@ -381,7 +380,7 @@ def _why_lost(actor: KeyState) -> str:
     return getattr(actor.failure, "text", "") or f"the actor {actor.key!r} is {actor.status}"
 
 
-def _found(state: KeyState, address: str, outcome: str, text: str, frames: Frames) -> bytes | KeyFailed:
+def _settlement(state: KeyState, address: str, outcome: str, text: str, frames: Frames) -> bytes | KeyFailed:
     """What an answer means for the state of its call: its pickled value, or its failure."""
     if outcome == "value" and frames:
         return bytes(frames[0]) if len(frames) == 1 else pickle.dumps(_Whole(frames), protocol=5)

@@ -8,7 +8,7 @@ from typing import Any, Final, NoReturn
 
 import trio
 
-from trio_dask.client.actor_lines import Outgoing
+from trio_dask.client.actor_lines import UnansweredCall
 from trio_dask.client.call_forms import Timeout, Waiting, blocking
 from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.engine import Engine, loading
@@ -16,7 +16,7 @@ from trio_dask.client.futures import BaseFuture, Future, result_of
 from trio_dask.client.option_conflicts import parameters_of
 from trio_dask.client.wait_signals import SettleWaiter, ThreadSignal, as_seconds
 from trio_dask.errors import UsageError
-from trio_dask.hooks import hooks
+from trio_dask.hooks import client_here, hooks
 from trio_dask.ids import Key, RunId
 from trio_dask.protocol.pickling import KeyReference, dump_value
 
@@ -146,11 +146,10 @@ class Actor(KeyReference):
         if self._future is not None:
             engine: Engine = self._future.engine
         else:
-            assert hooks.find_client is not None, "trio_dask sets it"
-            engine = hooks.find_client(None, None).engine
+            engine = client_here().engine
         state = KeyState(Key(f"{self.key}.{name}"))
         answer = ActorFuture(engine, state, self)
-        call = Outgoing(state, self.key, self._run, name, frames, answer)
+        call = UnansweredCall(state, self.key, self._run, name, frames, answer)
         actor = None if self._future is None else self._future.state
         hosted = None if worker is None else worker.actors.find(self.key, self._run)
         if hosted is not None and not engine.lines.has_unanswered(self.key, self._run):
@@ -160,7 +159,7 @@ class Actor(KeyReference):
         return answer
 
 
-def _settle(engine: Engine, call: Outgoing, address: str, actor: KeyState | None, found: Any) -> None:
+def _settle(engine: Engine, call: UnansweredCall, address: str, actor: KeyState | None, found: Any) -> None:
     outcome, text, frames = found
     if outcome == "elsewhere":
         engine.lines.forward(call, address, actor)

@@ -14,7 +14,7 @@ from trio_dask.client.engine import Engine, loading
 from trio_dask.client.import_hook import DASK, when_imported
 from trio_dask.client.task_errors import exception_of, no_value
 from trio_dask.client.wait_signals import SettleWaiter, ValueReader, within
-from trio_dask.hooks import hooks
+from trio_dask.hooks import client_here
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import Dropped
 from trio_dask.protocol.pickling import KeyReference
@@ -239,8 +239,7 @@ def _unpickle_future(key: Key) -> BaseFuture:
     """A pickled future becomes one of the client that unpickles it, else of the client that is current here."""
     engine = loading.get()
     if engine is None:
-        assert hooks.find_client is not None, "trio_dask sets it"
-        engine = hooks.find_client(None, None).engine
+        engine = client_here().engine
     (state,) = engine.adopt([key])
     found: BaseFuture = engine.future_type(engine, state)
     return found

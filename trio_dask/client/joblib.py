@@ -23,7 +23,7 @@ import trio
 
 from trio_dask.client.call_forms import Timeout
 from trio_dask.client.futures import Future
-from trio_dask.hooks import hooks
+from trio_dask.hooks import client_here, hooks
 from trio_dask.protocol.picklers import PICKLING_FAILURES
 from trio_dask.protocol.pickling import dump_value
 
@@ -206,8 +206,7 @@ def make_backend(**params: Any) -> TrioDaskBackend:
 
 
 def _find_client(address: str | None) -> Client:
-    assert hooks.find_client is not None, "trio_dask sets it"
-    found = hooks.find_client(address, None)
+    found = client_here(address)
     if found.asynchronous:
         raise RuntimeError("joblib blocks, and the client here is an AsyncClient: open a `Client` in this thread")
     client: Client = found

@@ -14,7 +14,7 @@ from trio_dask.client.default_clients import usable
 from trio_dask.client.engine import Engine
 from trio_dask.client.wait_signals import refuse_in_event_loop
 from trio_dask.errors import UsageError
-from trio_dask.hooks import hooks
+from trio_dask.hooks import client_here
 from trio_dask.ids import Key
 from trio_dask.protocol.messages import SetMetadata
 
@@ -153,8 +153,7 @@ class get_task_metadata:
 
 
 def _current_engine() -> Engine:
-    assert hooks.find_client is not None, "trio_dask sets it"
-    engine: Engine = usable(hooks.find_client(None, None)).engine
+    engine: Engine = usable(client_here()).engine
     return engine
 
 

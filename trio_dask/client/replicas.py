@@ -75,11 +75,16 @@ async def _finished(engine: Engine, futures: Any) -> list[KeyState]:
     given = futures_given(futures, "this")
     check_cluster(engine, given)
     states = list(dict.fromkeys(states_of(given)))
+    await wait_for_results(engine, states)
+    return states
+
+
+async def wait_for_results(engine: Engine, states: Sequence[KeyState]) -> None:
+    """Return once all of these have results. Raises what a task raised."""
     await engine.wait_for_async(states, SettleWaiter(len(states), len(states)))
     for state in states:
         if state.failure is not None:
             raise no_value(state, "")
-    return states
 
 
 def _keys(states: Sequence[KeyState]) -> tuple[Key, ...]:

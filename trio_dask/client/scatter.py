@@ -14,10 +14,8 @@ from trio_dask.client.core.key_state import KeyState
 from trio_dask.client.dask_graphs import key_to_str
 from trio_dask.client.engine import Engine
 from trio_dask.client.nested_futures import is_dict, is_series, series_like
-from trio_dask.client.replicas import add_copies
-from trio_dask.client.task_errors import no_value
+from trio_dask.client.replicas import add_copies, wait_for_results
 from trio_dask.client.task_options import Workers, whole_number, worker_names
-from trio_dask.client.wait_signals import SettleWaiter
 from trio_dask.client.worker_channels import CHANNEL_FAILURES, Channel, failure_text
 from trio_dask.errors import ClusterError, ProtocolError, UsageError
 from trio_dask.ids import Key
@@ -93,10 +91,7 @@ async def put_all(
                 nursery.start_soon(_put_each, engine, address, load, failures, stranded)
     for item in stranded:
         await _put_anywhere(engine, item, addresses, failures)
-    await engine.wait_for_async(states, SettleWaiter(len(states), len(states)))
-    for state in states:
-        if state.failure is not None:
-            raise no_value(state, "")
+    await wait_for_results(engine, states)
     if states and (broadcast is True or number > 1):
         await add_copies(engine, states, number, workers)
 

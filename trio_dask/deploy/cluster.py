@@ -16,6 +16,7 @@ import trio
 from trio_dask.client.call_forms import CallForms, Timeout, awaited_by_sync
 from trio_dask.client.wait_signals import limit
 from trio_dask.deploy.block import opened
+from trio_dask.deploy.cluster_forms import awaited_in_loop, called_in_loop
 from trio_dask.deploy.cluster_sizing import check_scale
 from trio_dask.errors import ClusterError, ForkedClientError, TrioDaskError
 from trio_dask.html_cards import Logs, SchedulerInfo, card
@@ -398,6 +399,10 @@ class BlockingCluster(ReadableCluster, Generic[A]):
 
         result: R = self._run_in_loop(trio.from_thread.run, call)
         return result
+
+    adapt = called_in_loop(AsyncCluster.adapt)
+    get_logs = awaited_in_loop(AsyncCluster.get_logs)
+    wait_for_workers = awaited_in_loop(AsyncCluster.wait_for_workers)
 
     def close(self, timeout: float | None = None) -> None:
         """End every worker and the scheduler, and wait until they have ended. Idempotent.

@@ -14,7 +14,7 @@ import trio
 
 from trio_dask.deploy.adaptive_policy import Size
 from trio_dask.deploy.cluster import CLOSED, AsyncCluster, BlockingCluster, ReadableCluster
-from trio_dask.deploy.cluster_forms import awaited_in_loop, called_in_loop, for_trio, takes_arguments_of
+from trio_dask.deploy.cluster_forms import called_in_loop, for_trio, takes_arguments_of
 from trio_dask.deploy.cluster_members import Member, Members
 from trio_dask.deploy.cluster_sizing import Layout, allow_files, most_workers_for, plan, workers_for
 from trio_dask.deploy.embedded import Scheduler, Worker
@@ -254,5 +254,3 @@ class LocalCluster(_Described, BlockingCluster[AsyncLocalCluster]):
     scale_up = scale
     scale_down = called_in_loop(AsyncLocalCluster.scale_down)
     adapt = called_in_loop(AsyncLocalCluster.adapt)
-    get_logs = awaited_in_loop(AsyncLocalCluster.get_logs)
-    wait_for_workers = awaited_in_loop(AsyncLocalCluster.wait_for_workers)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from trio_dask.errors import UsageError
 from trio_dask.nanny.handle import NannyHandle
 from trio_dask.plugins.function_calls import FunctionCalls
-from trio_dask.protocol.error_text import describe_failure
 from trio_dask.protocol.messages import NannyAnswer, NannyCall
+from trio_dask.protocol.pickling import describe_exception
 from trio_dask.protocol.wire_constants import MAX_NANNY_CALL_BYTES
 
 
@@ -28,5 +28,5 @@ class ClientCalls:
             f"the function returned {nbytes / 2**20:.0f} MiB in a nanny, which sends up to "
             f"{MAX_NANNY_CALL_BYTES >> 20} MiB by way of the scheduler: return less, or run it in the workers"
         )
-        description, text = describe_failure(error)
+        description, text = describe_exception(error)
         return NannyAnswer(message.number, False, text, (description,) if description else ())

@@ -9,9 +9,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import trio
 
-from trio_dask.protocol.error_text import describe_failure, mention_trio
+from trio_dask.plugins.hooks_of_users import is_cancellation
+from trio_dask.protocol.error_text import mention_trio
 from trio_dask.protocol.introspection import has_parameter
-from trio_dask.protocol.pickling import dump_value, load_value
+from trio_dask.protocol.pickling import describe_exception, dump_value, load_value
 
 MAX_CALLS: Final = 40
 """Plain functions that run at once; further ones wait."""
@@ -47,6 +48,8 @@ class FunctionCalls:
         except trio.Cancelled:
             raise
         except BaseException as error:  # whatever the user's function raises is its result
+            if is_cancellation(error):
+                raise
             mention_trio(error)
             return _failed(error)
         return await self._in_thread(partial(_dump, value))
@@ -76,5 +79,5 @@ def _dump(value: Any) -> CallOutcome:
 
 
 def _failed(error: BaseException) -> CallOutcome:
-    description, text = describe_failure(error)
+    description, text = describe_exception(error)
     return CallOutcome(False, text, [] if description is None else [description])

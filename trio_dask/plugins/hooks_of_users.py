@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import trio
 
@@ -27,3 +27,10 @@ def call_in_loop(token: trio.lowlevel.TrioToken | None, function: Callable[[], R
     except RuntimeError:
         here = None
     return function() if here is token else trio.from_thread.run_sync(function, trio_token=token)
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether this is Trio's cancellation: alone, or as nurseries of the user's code pass it on, in groups."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_cancellation, cast("BaseExceptionGroup[BaseException]", error).exceptions))
+    return isinstance(error, trio.Cancelled)

@@ -12,9 +12,8 @@ from typing import Any, Final, TypeAlias
 import trio
 
 from trio_dask.plugins.hooks_of_users import call
-from trio_dask.protocol.error_text import describe_failure
 from trio_dask.protocol.messages import PluginDone, SetUpPlugin, TearDownPlugin
-from trio_dask.protocol.pickling import load_value
+from trio_dask.protocol.pickling import describe_exception, load_value
 
 TEARDOWN_S: Final = 2.0
 """How long all plugins together have to tear down when their process ends."""
@@ -97,7 +96,7 @@ class PluginHost:
             error = None  # it was asked for twice, as the connection was lost
         else:
             error = await self._set_up(order)
-        pickled, text = (None, "") if error is None else describe_failure(error)
+        pickled, text = (None, "") if error is None else describe_exception(error)
         self._tell(PluginDone(order.plugin, isinstance(order, TearDownPlugin), pickled, text))
 
     async def _set_up(self, order: SetUpPlugin) -> BaseException | None:

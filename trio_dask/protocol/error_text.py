@@ -1,12 +1,10 @@
-"""Exceptions and texts of the user's code in a form that can be sent."""
+"""What is added to exceptions of the user's code: where they come from, and what to do about them."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from types import CodeType
 from typing import Any, Final
-
-from trio_dask.protocol.pickling import describe_exception
 
 UNDER_TRIO: Final = (
     "`async def` functions run under Trio here, not under asyncio: await Trio's counterpart (`trio.sleep`, a nursery "
@@ -18,17 +16,6 @@ UNDER_TRIO: Final = (
 _ASYNCIO_SAYS: Final = ("no running event loop", "There is no current event loop")
 _TRIO_SAYS: Final = ("trio.run received unrecognized yield message",)
 MAX_EXAMINED: Final = 50
-
-
-def sendable(text: str) -> str:
-    """The text, with escapes for what UTF-8 cannot encode (halves of surrogate pairs)."""
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
-
-
-def describe_failure(error: BaseException) -> tuple[bytes | None, str]:
-    """The exception pickled, if that is possible, and as text. Never raises."""
-    description, text = describe_exception(error)
-    return description, sendable(text)
 
 
 def mention_loading(error: BaseException, loaders: Container[CodeType]) -> None:

@@ -893,7 +893,8 @@ ToNanny = Leave | SchedulerStops | SetUpPlugin | TearDownPlugin | PluginsSent | 
 class Control(NamedTuple):
     """A program or a script asks a scheduler, worker or nanny; one `Reply` with the same `request` answers.
 
-    `command` is one of: identity, status, restart, terminate; a scheduler knows `overview` as well.
+    `command` is one of: identity, status, restart, terminate. A scheduler also knows `overview`, `demand`,
+    `retire_idle` and `look_back`, a nanny `logs`.
     """
 
     request: int

@@ -277,6 +277,11 @@ def _text(nodes: list[_Node]) -> str:
     return text if len(text) <= TEXT_CHARACTERS else f"{text[:TEXT_CHARACTERS]}\n..."
 
 
+def sendable(text: str) -> str:
+    """The text, with escapes for what UTF-8 cannot encode (halves of surrogate pairs)."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 def describe_exception(exc: BaseException, skip_frames: int = 0) -> tuple[bytes | None, str]:
     """What a task raised, as bytes for `rebuild_exception` and as text for people. Never raises.
 
@@ -285,7 +290,7 @@ def describe_exception(exc: BaseException, skip_frames: int = 0) -> tuple[bytes 
     """
     try:
         nodes = _Describer(exc, skip_frames).describe()
-        text = _text(nodes)
+        text = sendable(_text(nodes))
         spent = 0
         for number, node in enumerate(nodes):
             spent += len(node.pickled or b"")
@@ -293,7 +298,7 @@ def describe_exception(exc: BaseException, skip_frames: int = 0) -> tuple[bytes 
                 nodes[number] = node._replace(pickled=None)
         return pickle.dumps([tuple(node) for node in nodes], PICKLE_PROTOCOL), text
     except BaseException as error:  # the user's code raised it, and nothing that a task does may end the worker
-        return None, f"{_bare_name(type(exc))}: <cannot be described: {type(error).__name__}>"
+        return None, sendable(f"{_bare_name(type(exc))}: <cannot be described: {type(error).__name__}>")
 
 
 # ------------------------------------------------------------------------------------------------- raised again

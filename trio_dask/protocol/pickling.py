@@ -6,12 +6,13 @@
 | calls and their tokens | `pickle_call`, `call_token`, `load_call` | `pickled_calls`, `call_tokens` |
 | results, scattered data | `pickle_value`, `dump_value`, `stream_value`, `load_value` | `pickled_values` |
 | what tasks raise | `describe_exception`, `rebuild_exception`, `load_exception` | `pickled_exceptions`, `tracebacks` |
+| texts of the user's code | `sendable` | `pickled_exceptions` |
 """
 
 from __future__ import annotations
 
 from trio_dask.protocol.pickled_calls import PickledCall, call_token, load_call, pickle_call
-from trio_dask.protocol.pickled_exceptions import describe_exception, load_exception, rebuild_exception
+from trio_dask.protocol.pickled_exceptions import describe_exception, load_exception, rebuild_exception, sendable
 from trio_dask.protocol.pickled_functions import PickledFunction, load_function, pickle_function
 from trio_dask.protocol.pickled_values import (
     PickledValue,
@@ -44,5 +45,6 @@ __all__ = [
     "pickle_function",
     "pickle_value",
     "rebuild_exception",
+    "sendable",
     "stream_value",
 ]

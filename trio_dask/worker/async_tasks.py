@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import trio
 
 from trio_dask.errors import TaskCancelled
+from trio_dask.plugins.hooks_of_users import is_cancellation
 from trio_dask.protocol.error_text import mention_trio
 from trio_dask.worker.task_context import TaskContext, enter
 
@@ -53,10 +54,3 @@ def raiser(error: BaseException) -> Callable[[], Any]:
 
 def _giver(value: Any) -> Callable[[], Any]:
     return lambda: value
-
-
-def is_cancellation(error: BaseException) -> bool:
-    """Whether this is Trio's cancellation: alone, or as nurseries of the user's code pass it on, in groups."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(map(is_cancellation, cast("BaseExceptionGroup[BaseException]", error).exceptions))
-    return isinstance(error, trio.Cancelled)

@@ -17,31 +17,36 @@ from trio_dask.worker.executor import Executor
 from trio_dask.worker.named_executors import call_in_executor, run_here
 from trio_dask.worker.task_context import TaskContext
 
-_EXECUTE: Final[CodeType] = Executor._execute.__code__  # pyright: ignore[reportPrivateUsage] - its frames are found
-EXECUTE: Final = frozenset({_EXECUTE, run_here.__code__})
+_EXECUTE: Final = frozenset({Executor._execute.__code__, run_here.__code__})  # pyright: ignore[reportPrivateUsage]
 """What calls the function of a task, with its context as the variable `context`."""
-WAIT: Final[CodeType] = call_in_executor.__code__
+_WAIT: Final[CodeType] = call_in_executor.__code__
 """What a slot is in while it waits for an executor of users."""
 
 
 def running_frames() -> dict[Key, list[FrameType]]:
     """The frames of the tasks that run here, each from the task's own call to where it is."""
-    found = [task for frame in _frames_of_threads() for task in _of_task(frame)]
-    found.sort(key=lambda task: not (task[1] and task[1][0].f_code is WAIT))  # where a thread does the work, it counts
-    return dict(found)
+    found = list(filter(None, map(task_of, _frames_of_threads())))
+    found.sort(key=lambda task: not waits_for_executor(task[1]))  # where a thread does the work, it counts
+    return {context.key: frames[::-1] for context, frames in found}
 
 
 def _frames_of_threads() -> list[FrameType]:
     return list(sys._current_frames().values())  # pyright: ignore[reportPrivateUsage] - Python documents it
 
 
-def _of_task(frame: FrameType | None) -> list[tuple[Key, list[FrameType]]]:
+def waits_for_executor(frames: list[FrameType]) -> bool:
+    """Whether a task, by its frames, only waits for an executor of users, in which another thread runs it."""
+    return bool(frames) and frames[-1].f_code is _WAIT
+
+
+def task_of(frame: FrameType | None) -> tuple[TaskContext, list[FrameType]] | None:
+    """The task in whose thread this frame is, and the frames from there to its own call; None outside of tasks."""
     frames: list[FrameType] = []
-    while frame is not None and frame.f_code not in EXECUTE:
+    while frame is not None and frame.f_code not in _EXECUTE:
         frames.append(frame)
         frame = frame.f_back
     context = None if frame is None else frame.f_locals.get("context")
-    return [(context.key, frames[::-1])] if isinstance(context, TaskContext) else []
+    return (context, frames) if isinstance(context, TaskContext) else None
 
 
 def call_stacks(keys: Collection[Key] | None = None) -> dict[Key, list[str]]:

@@ -12,8 +12,8 @@ from trio_dask.comm import DataChannel
 from trio_dask.errors import ProtocolError
 from trio_dask.ids import Key
 from trio_dask.plugins.function_calls import FunctionCalls
-from trio_dask.protocol.error_text import describe_failure
 from trio_dask.protocol.messages import Absent, ActorCall, Call, CallResult, Fetch, Put, PutDone, Value
+from trio_dask.protocol.pickling import describe_exception
 from trio_dask.worker.actor_calls import ActorCalls
 from trio_dask.worker.core.held_keys import Held
 from trio_dask.worker.hosted_actors import HostedActors
@@ -144,7 +144,7 @@ class DataServer:
         except BaseException as error:  # pickling runs the user's code
             if key not in self._store:
                 return Absent(key, "")  # it was on disk, and is gone from there
-            return Absent(key, describe_failure(error)[1])
+            return Absent(key, describe_exception(error)[1])
 
 
 def _sizes(frames: Sequence[Any]) -> tuple[int, ...]:

@@ -27,13 +27,20 @@ from trio_dask.errors import Reschedule, TaskCancelled, UsageError
 from trio_dask.hooks import hooks
 from trio_dask.ids import Digest, Key
 from trio_dask.protocol.changing_code import changes_given
-from trio_dask.protocol.error_text import describe_failure, mention_loading, sendable
+from trio_dask.protocol.error_text import mention_loading
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.messages import Run
 from trio_dask.protocol.pickled_calls import CHANGES, COMPUTED, WITHOUT_DEFINITIONS, form_of
 from trio_dask.protocol.pickled_functions import brings_classes
 from trio_dask.protocol.pickled_nodes import GivenArguments
-from trio_dask.protocol.pickling import load_call, load_function, measure_value, pickle_value
+from trio_dask.protocol.pickling import (
+    describe_exception,
+    load_call,
+    load_function,
+    measure_value,
+    pickle_value,
+    sendable,
+)
 from trio_dask.protocol.rebuilt_classes import brings_class, noting_renewed
 from trio_dask.protocol.wire_constants import SMALL_VALUE_BYTES
 from trio_dask.worker import forwarded_output
@@ -471,7 +478,7 @@ class Executor:
         except BaseException as error:  # whatever a task raises is its result, and the slot goes on
             duration_s = perf_counter() - context.started_at
             mention_loading(error, _LOADERS)
-            return Failed(run, *describe_failure(error), duration_s)
+            return Failed(run, *describe_exception(error), duration_s)
         finally:
             slot = context.slot
             if slot is None:

@@ -24,11 +24,11 @@ import trio
 
 from trio_dask.hooks import hooks
 from trio_dask.ids import Key, RunId
-from trio_dask.protocol.error_text import describe_failure, mention_trio
+from trio_dask.plugins.hooks_of_users import is_cancellation
+from trio_dask.protocol.error_text import mention_trio
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.messages import Run
-from trio_dask.protocol.pickling import dump_value
-from trio_dask.worker.async_tasks import is_cancellation
+from trio_dask.protocol.pickling import describe_exception, dump_value
 from trio_dask.worker.result_store import Frames, load_frames
 from trio_dask.worker.task_context import TaskContext, enter
 
@@ -207,7 +207,7 @@ class HostedActor:
         try:
             state: Frames | str = dump_value(self._value)
         except BaseException as error:  # pickling runs the user's code
-            state = f"it cannot be pickled: {describe_failure(error)[1]}"
+            state = f"it cannot be pickled: {describe_exception(error)[1]}"
         offer(state)
         del state
         return self._verdicts.get()
@@ -219,7 +219,7 @@ class HostedActor:
         except BaseException as error:  # unpickling runs the user's code
             with self._lock:
                 self._phase = _Phase.ELSEWHERE
-            self._made(describe_failure(error)[1])
+            self._made(describe_exception(error)[1])
             return False
         finally:
             self._state = None
@@ -477,5 +477,5 @@ class HostedActors:
 
 
 def _described(error: BaseException) -> Answer:
-    description, text = describe_failure(error)
+    description, text = describe_exception(error)
     return Answer("error", text, [] if description is None else [description])

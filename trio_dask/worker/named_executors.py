@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from trio_dask.errors import TaskCancelled, UsageError
 from trio_dask.ids import Key
-from trio_dask.protocol.error_text import describe_failure
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.protocol.pickled_nodes import GivenArguments
-from trio_dask.protocol.pickling import dump_value, load_exception, load_value
+from trio_dask.protocol.pickling import describe_exception, dump_value, load_exception, load_value
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -158,7 +157,7 @@ class _CallThere:
             head, *buffers = self._frames
             return Context().run(_run_there, Call(*load_value((head, *map(bytearray, buffers)))))
         except BaseException as error:  # whatever the function raises is its result
-            description, text = describe_failure(error)
+            description, text = describe_exception(error)
             return _Answer(False, text, () if description is None else (description,))
 
 

@@ -18,9 +18,9 @@ from trio_dask.processes.profiler import Profiler
 from trio_dask.processes.stack_samples import Rows, Samples
 from trio_dask.protocol.introspection import kind_of
 from trio_dask.worker.async_tasks import run_async
-from trio_dask.worker.call_stacks import EXECUTE, WAIT
+from trio_dask.worker.call_stacks import task_of, waits_for_executor
 from trio_dask.worker.executor import Executor
-from trio_dask.worker.task_context import TaskContext, context_in
+from trio_dask.worker.task_context import context_in
 
 _CALL_ASYNC: Final[CodeType] = Executor._call_async.__code__  # pyright: ignore[reportPrivateUsage] - its frames are found
 """A thread in it waits for an `async def` task, which runs in the event loop."""
@@ -58,16 +58,12 @@ class TaskProfiler(Profiler):
     def _sample_all(self, frames: Mapping[int, FrameType]) -> int:
         found = super()._sample_all(frames)
         for thread in list(self._threads):
-            frame = frames.get(thread)
-            codes: list[CodeType] = []
-            while frame is not None and frame.f_code not in EXECUTE:
-                codes.append(frame.f_code)
-                frame = frame.f_back
-            if frame is None or (codes and codes[-1] in (_CALL_ASYNC, WAIT)):
+            sampled = task_of(frames.get(thread))
+            if sampled is None or waits_for_executor(sampled[1]):
                 continue
-            context: Any = frame.f_locals.get("context")
-            if isinstance(context, TaskContext):
-                self._samples.add(name_of(context.key), codes)
+            codes = [frame.f_code for frame in sampled[1]]
+            if not codes or codes[-1] is not _CALL_ASYNC:
+                self._samples.add(name_of(sampled[0].key), codes)
                 found += 1
         for task in self._trio_tasks():
             context = context_in(task.context)

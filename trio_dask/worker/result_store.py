@@ -352,7 +352,7 @@ class ResultStore(Mapping[Key, Any]):
                     if self._recent.get(entry.key) is entry:
                         self._recent.move_to_end(entry.key, last=False)
                 raise
-            except Exception:  # pickling runs the user's code, which may fail this time
+            except Exception:  # pickling runs the user's code, which may fail this time: the value stays in memory
                 entry.stays = True
                 return 0
         with self._lock:

@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 
+from tests.waiting import until
 from trio_dask._version import __version__
 from trio_dask.deploy.ssh import leftovers
 from trio_dask.deploy.ssh.lifeline import Lifeline
@@ -25,13 +25,6 @@ def watched(fd: int, silence_s: float) -> tuple[Lifeline, list[tuple[str, int | 
     lifeline = Lifeline(fd)
     lifeline.watch(lambda reason, number: asked.append((reason, number)), ended.set, silence_s=silence_s)
     return lifeline, asked, ended
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_orders_signals_and_the_end_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import trio
 
 from trio_dask.client.import_hook import DASK, when_imported
-from trio_dask.hooks import hooks
+from trio_dask.hooks import client_here
 
 IN_TRIO: Final = (
     "computing a collection blocks, which would stall the Trio loop of this thread: "
@@ -72,9 +72,8 @@ def computes_in_cluster(get: Any) -> bool:
 
 
 def _current_client() -> Any:
-    assert hooks.find_client is not None, "trio_dask sets it"
     try:
-        return hooks.find_client(None, None)
+        return client_here()
     except ValueError:  # there is none
         return None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_dask.client.call_forms import Timeout, Waiting, awaitable_in_trio, blocking
-from trio_dask.client.coordination.requests import ForAnswer, Primitive, answered, ask, returning, wants_at_once
+from trio_dask.client.coordination.requests import ForAnswer, Primitive, answered, ask, wants_at_once
 
 
 class BaseEvent(Primitive):
@@ -20,7 +20,7 @@ def _wait(event: BaseEvent, timeout: Timeout = None) -> Waiting[bool]:
     """
     if wants_at_once(True, timeout):
         return _is_set(event)
-    return ForAnswer(event, "wait", (), answered, timeout, returning(False))
+    return ForAnswer(event, "wait", (), answered, timeout, lambda: False)
 
 
 def _set(event: BaseEvent) -> Waiting[None]:

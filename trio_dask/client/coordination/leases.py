@@ -33,6 +33,7 @@ class HeldLease(NamedTuple):
 class Leased(Primitive):
     """An object that holds leases. They belong to the session of the client that acquired them.
 
+    Both forms serve in `async with` under Trio, and in `with` elsewhere: in a plain task of a program under Trio, too.
     Its definition of `acquire` is `_acquire`.
     """
 
@@ -62,6 +63,14 @@ class Leased(Primitive):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        release(self)
+
+    def __enter__(self) -> Self:
+        refuse_in_event_loop(f"with {type(self).__name__}(...)", "`async with`")
+        self._acquire().block()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         release(self)
 
 
@@ -128,18 +137,6 @@ def for_lease(leased: Leased, at_once: bool, arguments: tuple[Any, ...], timeout
         return is_acquired
 
     return ForAnswer(leased, "acquire", (False, *arguments), finish)
-
-
-class BlockingBlock(Leased):
-    """The `with` block of the blocking forms."""
-
-    def __enter__(self) -> Self:
-        refuse_in_event_loop(f"with {type(self).__name__}(...)", "`async with`")
-        self._acquire().block()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        release(self)
 
 
 def _caller() -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_dask.client.call_forms import Timeout, Waiting, awaitable_in_trio, blocking
-from trio_dask.client.coordination.leases import BlockingBlock, Leased, for_lease, release
+from trio_dask.client.coordination.leases import Leased, for_lease, release
 from trio_dask.client.coordination.requests import ForAnswer, wants_at_once
 
 
@@ -36,7 +36,7 @@ def _locked(lock: BaseLock) -> Waiting[bool]:
     return ForAnswer(lock, "count", (), lambda _, count: bool(count))
 
 
-class Lock(BlockingBlock, BaseLock):
+class Lock(BaseLock):
     """A lock for all programs and tasks of a cluster.
 
         with Lock("the file"):              # `async with` under Trio
@@ -54,7 +54,7 @@ class Lock(BlockingBlock, BaseLock):
     locked = blocking(_locked)
 
 
-class AsyncLock(BlockingBlock, BaseLock):
+class AsyncLock(BaseLock):
     """The same for Trio: `async with AsyncLock("the file", client)`, or `await lock.acquire(timeout=5)`."""
 
     acquire = awaitable_in_trio(_acquire)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from trio_dask.client.call_forms import Done, Timeout, Waiting, awaitable_in_trio, blocking
-from trio_dask.client.coordination.leases import BlockingBlock, Leased, release
-from trio_dask.client.coordination.requests import ForAnswer, RequestId, name_to_send, returning, wants_at_once
+from trio_dask.client.coordination.leases import Leased, release
+from trio_dask.client.coordination.requests import ForAnswer, RequestId, name_to_send, wants_at_once
 from trio_dask.client.task_options import whole_number
 from trio_dask.errors import UsageError
 
@@ -67,7 +67,7 @@ def _acquire(
         return bool(got)
 
     arguments = (lock.names_sent, number, not at_once)
-    return ForAnswer(lock, "acquire", arguments, finish, None if at_once else timeout, returning(False))
+    return ForAnswer(lock, "acquire", arguments, finish, None if at_once else timeout, lambda: False)
 
 
 def _locked(lock: BaseMultiLock) -> Waiting[bool]:
@@ -75,7 +75,7 @@ def _locked(lock: BaseMultiLock) -> Waiting[bool]:
     return Done(bool(lock.leases))
 
 
-class MultiLock(BlockingBlock, BaseMultiLock):
+class MultiLock(BaseMultiLock):
     """Locks of several names, acquired together, so that no two programs or tasks can wait for each other.
 
         with MultiLock(["left", "right"]):       # `async with` under Trio
@@ -91,7 +91,7 @@ class MultiLock(BlockingBlock, BaseMultiLock):
     locked = blocking(_locked)
 
 
-class AsyncMultiLock(BlockingBlock, BaseMultiLock):
+class AsyncMultiLock(BaseMultiLock):
     """The same for Trio: `async with AsyncMultiLock(["left", "right"], client)`."""
 
     acquire = awaitable_in_trio(_acquire)

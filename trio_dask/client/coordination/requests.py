@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 import trio
@@ -20,7 +19,7 @@ from trio_dask.client.default_clients import NO_CLIENT, usable
 from trio_dask.client.engine import Engine
 from trio_dask.client.wait_signals import Signal, ThreadSignal, TrioSignal, as_seconds, limit
 from trio_dask.errors import FutureCancelledError, ProtocolError, SchedulerLost, UsageError
-from trio_dask.hooks import hooks
+from trio_dask.hooks import client_here
 from trio_dask.ids import new_incarnation
 from trio_dask.protocol.messages import Coordinate, EndRequest
 from trio_dask.protocol.wire_constants import MAX_KEY_LENGTH, TOO_LONG
@@ -57,9 +56,8 @@ class Primitive(CallForms):
         """The client that the next call will use; None if there is none."""
         if self._client is not None:
             return self._client
-        assert hooks.find_client is not None, "trio_dask sets it"
         try:
-            return usable(hooks.find_client(None, None))
+            return usable(client_here())
         except ValueError:
             return None
 
@@ -300,15 +298,6 @@ def answered(_: RequestId, value: Any) -> Any:
 def ask(primitive: Primitive, operation: str, *arguments: Any) -> ForAnswer[Any]:
     """A request that is answered at once."""
     return ForAnswer(primitive, operation, arguments, answered)
-
-
-def returning(value: R) -> Callable[[], R]:
-    """For calls that return this when their time is up."""
-    return partial(_identity, value)
-
-
-def _identity(value: R) -> R:
-    return value
 
 
 def too_late(what: str, timeout: Timeout) -> TimeoutError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trio_dask.client.call_forms import Done, Timeout, Waiting, awaitable_in_trio, blocking
-from trio_dask.client.coordination.leases import BlockingBlock, Leased, for_lease, release
+from trio_dask.client.coordination.leases import Leased, for_lease, release
 from trio_dask.client.coordination.requests import ask, wants_at_once
 from trio_dask.client.task_options import whole_number
 
@@ -63,7 +63,7 @@ def _close(semaphore: BaseSemaphore) -> Waiting[None]:
     return ask(semaphore, "close")
 
 
-class Semaphore(BlockingBlock, BaseSemaphore):
+class Semaphore(BaseSemaphore):
     """At most so many programs and tasks of a cluster at a time.
 
         with Semaphore(2, "the database"):       # `async with` under Trio
@@ -81,7 +81,7 @@ class Semaphore(BlockingBlock, BaseSemaphore):
     close = blocking(_close)
 
 
-class AsyncSemaphore(BlockingBlock, BaseSemaphore):
+class AsyncSemaphore(BaseSemaphore):
     """The same for Trio: `async with AsyncSemaphore(2, "the database", client)`."""
 
     acquire = awaitable_in_trio(_acquire)

@@ -17,7 +17,7 @@ from trio_dask.comm.joining import forget_cluster, remember_cluster
 from trio_dask.config import DEFAULT_SCHEME, DEFAULT_TLS_SCHEME, Key, Option, Reader, declarations
 from trio_dask.configuration import configured, load
 from trio_dask.deploy.cluster import CLOSED, AsyncCluster, BlockingCluster
-from trio_dask.deploy.cluster_forms import awaited_in_loop, called_in_loop, for_trio, takes_arguments_of
+from trio_dask.deploy.cluster_forms import called_in_loop, for_trio, takes_arguments_of
 from trio_dask.deploy.cluster_sizing import check_scale
 from trio_dask.deploy.ssh.hosts import NO_WORKERS, HostSpec, parse_line
 from trio_dask.deploy.ssh.key_files import check_private_key
@@ -397,7 +397,4 @@ class SSHCluster(BlockingCluster[AsyncSSHCluster]):
     scale = called_in_loop(AsyncSSHCluster.scale)
     scale_up = scale
     scale_down = called_in_loop(AsyncSSHCluster.scale_down)
-    adapt = called_in_loop(AsyncSSHCluster.adapt)
     logs = called_in_loop(AsyncSSHCluster.logs)
-    get_logs = awaited_in_loop(AsyncSSHCluster.get_logs)
-    wait_for_workers = awaited_in_loop(AsyncSSHCluster.wait_for_workers)

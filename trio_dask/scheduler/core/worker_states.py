@@ -30,7 +30,7 @@ WORKER_TRANSITIONS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
         ("returning", "retiring"): "it said what it brings back, and is to leave",
         ("returning", "away"): "its connection was lost again",
         ("returning", "gone"): "it said goodbye, its process ended, or it gave no sign of life",
-        ("retiring", "here"): "its retirement was called off: no other worker can take its results",
+        ("retiring", "here"): "its retirement was called off: no other worker can take what it holds",
         ("retiring", "dismissed"): "it runs nothing, and no result is lost with it",
         ("retiring", "away"): "its connection was lost, or it has begun another session",
         ("retiring", "gone"): "it said goodbye, its process ended, or it gave no sign of life",
