@@ -26,7 +26,7 @@ OLDEST = "constraints-oldest.txt"
 SHORT = [f"tests/{name}" for name in ("cli", "client", "comm", "deploy", "nanny", "protocol", "worker")]
 SHORT += ["tests/architecture/test_requirements.py"]
 SHORT += [f"tests/programs/test_{name}.py" for name in ("async_in_graphs", "examples", "joblib", "xarray")]
-SHORT += ["tests/programs/test_library_hooks.py"]
+SHORT += ["tests/programs/test_hooks_for_libraries.py"]
 
 # Where our code meets dask.
 DASK = ["tests/programs/test_dask_suite.py"]

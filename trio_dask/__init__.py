@@ -247,7 +247,7 @@ def _find_client(address: str | None, timeout: Any) -> Any:
 
 def _around_tasks() -> Any:
     from trio_dask.client.collections.cluster_scheduler import dask_configuration
-    from trio_dask.client.collections.library_hooks import serve_libraries
+    from trio_dask.client.collections.hooks_for_libraries import serve_libraries
 
     serve_libraries()
     return dask_configuration.during()

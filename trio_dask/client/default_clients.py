@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import trio
 
 from trio_dask.client.collections.cluster_scheduler import dask_configuration
-from trio_dask.client.collections.library_hooks import serve_libraries
+from trio_dask.client.collections.hooks_for_libraries import serve_libraries
 
 if TYPE_CHECKING:
     from trio_dask.client.async_client import AsyncClient
