@@ -422,7 +422,7 @@ def test_a_restart_ends_a_worker_that_no_nanny_starts_again(boss: str) -> None:
         with rpc(asked.wait_for(WORKER_AT)) as worker:
             worker.restart()
         assert asked.end() == 0
-        with pytest.raises(TimeoutError, match=r"no nanny starts these again, so .* has to: lone$"):
+        with pytest.raises(TimeoutError, match=r"these have no nanny, .*: lone$"):
             client.restart(timeout=5)
         assert lone.end() == 0
         assert lone.text.count("and no nanny starts this worker again") == 1

@@ -171,7 +171,7 @@ async def restart(engine: Engine, timeout: Timeout = None, wait_for_workers: boo
         lone = {worker["name"] for worker in known.values() if not worker["nanny"]}
         if missing:
             lone &= set(missing)
-        hint = f"; no nanny starts these again, so whatever started them has to: {', '.join(sorted(lone))}"
+        hint = f"; these have no nanny, and whatever started them has to start others: {', '.join(sorted(lone))}"
         raise TimeoutError(f"after the restart {which}{hint if lone else ''}")
 
 
